@@ -1,0 +1,107 @@
+// Command load puts a bounded load on any Matrix homeserver and reports what
+// it does: events per second, send latency, send-to-sync latency, and, for a
+// server on the same machine, its CPU time, memory and disk.
+//
+//	go run ./test/load -url http://localhost:8008 -secret S -pid 123 send
+//	go run ./test/load -url … idle      many long-polls that wait
+//	go run ./test/load -url … initial   first sync of a user in many rooms
+//
+// It needs accounts: by a shared secret (-secret), a registration token
+// (-token), or open registration.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/url"
+	"os"
+	"os/signal"
+	"time"
+)
+
+// options are the flags.
+type options struct {
+	url, secret, token string
+	senders, rooms     int
+	receivers          int
+	rate               float64
+	duration           time.Duration
+	pid                int
+	dir                string
+	pollers            int
+	members            int
+	asJSON             bool
+	encrypted          bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.url, "url", "http://localhost:8008", "base `URL` of the client API")
+	flag.StringVar(&o.secret, "secret", "", "shared secret for /_synapse/admin/v1/register")
+	flag.StringVar(&o.token, "token", "", "registration token")
+	flag.IntVar(&o.senders, "senders", 64, "clients that send")
+	flag.IntVar(&o.rooms, "rooms", 16, "rooms they send to")
+	flag.IntVar(&o.receivers, "receivers", 16, "clients that sync")
+	flag.Float64Var(&o.rate, "rate", 0, "events per second of all senders together; 0: as fast as answers come")
+	flag.DurationVar(&o.duration, "duration", 20*time.Second, "how long to send (at most 10m)")
+	flag.IntVar(&o.pid, "pid", 0, "process of the server, for CPU and memory")
+	flag.StringVar(&o.dir, "dir", "", "data `folder` of the server, for disk use")
+	flag.IntVar(&o.pollers, "pollers", 10000, "idle: waiting long-polls")
+	flag.IntVar(&o.members, "members", 1, "initial: further members of each room")
+	flag.BoolVar(&o.asJSON, "json", false, "print one JSON object")
+	flag.BoolVar(&o.encrypted, "encrypted", false, "send m.room.encrypted events of a usual size")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "Usage: load [flags] send | idle | initial")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, o, flag.Arg(0)); err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options, mode string) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	var report any
+	var err error
+	switch mode {
+	case "send":
+		report, err = runSend(ctx, o)
+	case "idle":
+		report, err = runIdle(ctx, o)
+	case "initial":
+		report, err = runInitial(ctx, o)
+	default:
+		return fmt.Errorf("say send, idle or initial, not %q", mode)
+	}
+	if err != nil {
+		return err
+	}
+	if o.asJSON {
+		return json.NewEncoder(os.Stdout).Encode(report)
+	}
+	fmt.Print(report)
+	return nil
+}
+
+// check keeps the load bounded and on this machine.
+func (o options) check() error {
+	u, err := url.Parse(o.url)
+	if err != nil {
+		return err
+	}
+	if h := u.Hostname(); h != "localhost" && h != "127.0.0.1" && h != "::1" {
+		return fmt.Errorf("%s is not on this machine; loading other people's servers is not what this is for", h)
+	}
+	if o.duration > 10*time.Minute || o.senders > 10_000 || o.rooms > 100_000 || o.receivers > 10_000 || o.pollers > 20_000 || o.rooms < 1 {
+		return fmt.Errorf("a figure is out of range")
+	}
+	return nil
+}
