@@ -3,6 +3,10 @@
 // atomically, and the Committer, which runs all writes of a process one after
 // another, groups them into one fsync and numbers the stream positions.
 //
+// Rows: !h, the last stream position, of the Committer; engines keep further
+// rows of their own below "!c". One goroutine per Committer runs the
+// transactions.
+//
 // Nothing above this package knows which engine runs. Keys are two ASCII bytes
 // of family followed by fixed-width big-endian integers, at most one variable
 // part last; docs/architecture.md lists the families.
@@ -11,6 +15,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 )
 
@@ -66,7 +71,10 @@ type KV interface {
 	// (seconds): a snapshot pins old data.
 	View(ctx context.Context, f func(Reader) error) error
 	// Commit checks the preconditions and applies the batch atomically. When
-	// it returns nil and b.Sync is set, the batch survives a power cut.
+	// it returns nil and b.Sync is set, the batch survives a power cut. When
+	// it returns an error, nothing of the batch is there, nor will it be while
+	// this process lives: an engine that doesn't know the outcome finds it out
+	// before it returns.
 	Commit(ctx context.Context, b *Batch) error
 	// Verify reads the whole store and reports the first damage found.
 	Verify(ctx context.Context) error
@@ -76,7 +84,8 @@ type KV interface {
 }
 
 // Batch is a set of writes that is applied whole or not at all. A key may
-// stand in it once.
+// stand once in Puts and Dels together. DelRanges are applied first: a row that
+// is put inside of one stays.
 type Batch struct {
 	Puts      []Pair
 	Dels      [][]byte
@@ -87,4 +96,38 @@ type Batch struct {
 	Equal []Pair
 	// Sync asks for an fsync before Commit returns.
 	Sync bool
+}
+
+func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }
+
+// Check reports whether the batch is within the limits and well-formed.
+// Engines call it first.
+func (b *Batch) Check() error {
+	if n := len(b.Puts) + len(b.Dels); n > MaxBatchRows {
+		return fmt.Errorf("batch of %d rows: %w", n, ErrTooLarge)
+	}
+	size := 0
+	seen := make(map[string]struct{}, len(b.Puts)+len(b.Dels))
+	row := func(k, v []byte) error {
+		size += len(k) + len(v)
+		if len(k) == 0 || len(k) > MaxKeyBytes || len(v) > MaxValueBytes || size > MaxBatchBytes {
+			return fmt.Errorf("batch with a key of %d bytes, a value of %d bytes, %d in all: %w", len(k), len(v), size, ErrTooLarge)
+		}
+		if _, twice := seen[string(k)]; twice {
+			return errors.New("storage: batch with a key that stands in it twice")
+		}
+		seen[string(k)] = struct{}{}
+		return nil
+	}
+	for _, p := range b.Puts {
+		if err := row(p.Key, p.Value); err != nil {
+			return err
+		}
+	}
+	for _, k := range b.Dels {
+		if err := row(k, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }

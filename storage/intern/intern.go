@@ -12,6 +12,7 @@ package intern
 
 import (
 	"context"
+	"fmt"
 
 	"parley/internal/mxid"
 	"parley/keys/vault"
@@ -27,49 +28,109 @@ type (
 	KID uint32
 )
 
+// Sealer is what Table needs of *vault.Vault.
+type Sealer interface {
+	Seal(ref vault.Ref, row, plaintext []byte) ([]byte, error)
+	Unseal(row, sealed []byte) ([]byte, error)
+	Hash(purpose string, parts ...string) [16]byte
+}
+
 // Table maps identifiers to numbers and back, with caches in memory.
-type Table struct{}
+type Table struct {
+	users, rooms, servers, pairs *kind
+}
 
 // New opens the table and registers the prelude.
-func New(kv storage.Reader, c *storage.Committer, v *vault.Vault) (*Table, error) {
-	panic("unimplemented")
+func New(kv storage.Reader, c *storage.Committer, v Sealer) (*Table, error) {
+	t := &Table{}
+	for _, k := range []struct {
+		to                     **kind
+		forward, back, purpose string
+	}{
+		{&t.users, "iu", "iU", "user"},
+		{&t.rooms, "ir", "iR", "room"},
+		{&t.servers, "is", "iS", "server"},
+		{&t.pairs, "ik", "iK", "state key"},
+	} {
+		kd, err := openKind(kv, v, k.forward, k.back, k.purpose)
+		if err != nil {
+			return nil, fmt.Errorf("intern: open %s numbers: %w", k.purpose, err)
+		}
+		*k.to = kd
+		c.Prelude(kd.prelude)
+	}
+	return t, nil
 }
 
 // User returns the user's number, giving a new one if need be.
-func (t *Table) User(ctx context.Context, id mxid.UserID) (UID, error) { panic("unimplemented") }
+func (t *Table) User(ctx context.Context, id mxid.UserID) (UID, error) {
+	n, err := t.users.number(ctx, name{a: string(id)})
+	return UID(n), err
+}
 
 // LookupUser doesn't give a new number.
 func (t *Table) LookupUser(ctx context.Context, id mxid.UserID) (UID, bool, error) {
-	panic("unimplemented")
+	n, ok, err := t.users.lookup(ctx, name{a: string(id)})
+	return UID(n), ok, err
 }
 
 // UserID is the reverse; an unknown number is storage.ErrCorrupt.
-func (t *Table) UserID(ctx context.Context, u UID) (mxid.UserID, error) { panic("unimplemented") }
+func (t *Table) UserID(ctx context.Context, u UID) (mxid.UserID, error) {
+	n, err := t.users.name(ctx, uint32(u))
+	return mxid.UserID(n.a), err
+}
 
 // Room, LookupRoom and RoomID do the same for rooms; the version is fixed
 // when the room is first numbered.
 func (t *Table) Room(ctx context.Context, id mxid.RoomID, version string) (RID, error) {
-	panic("unimplemented")
+	n, err := t.rooms.number(ctx, name{a: string(id), extra: version})
+	return RID(n), err
 }
+
+// LookupRoom doesn't give a new number.
 func (t *Table) LookupRoom(ctx context.Context, id mxid.RoomID) (RID, bool, error) {
-	panic("unimplemented")
+	n, ok, err := t.rooms.lookup(ctx, name{a: string(id)})
+	return RID(n), ok, err
 }
+
+// RoomID is the reverse; an unknown number is storage.ErrCorrupt.
 func (t *Table) RoomID(ctx context.Context, r RID) (id mxid.RoomID, version string, err error) {
-	panic("unimplemented")
+	n, err := t.rooms.name(ctx, uint32(r))
+	return mxid.RoomID(n.a), n.extra, err
 }
 
 // Server and ServerName do the same for servers.
-func (t *Table) Server(ctx context.Context, s mxid.ServerName) (SID, error) { panic("unimplemented") }
-func (t *Table) LookupServer(ctx context.Context, s mxid.ServerName) (SID, bool, error) {
-	panic("unimplemented")
+func (t *Table) Server(ctx context.Context, s mxid.ServerName) (SID, error) {
+	n, err := t.servers.number(ctx, name{a: string(s)})
+	return SID(n), err
 }
+
+// LookupServer doesn't give a new number.
+func (t *Table) LookupServer(ctx context.Context, s mxid.ServerName) (SID, bool, error) {
+	n, ok, err := t.servers.lookup(ctx, name{a: string(s)})
+	return SID(n), ok, err
+}
+
+// ServerName is the reverse; an unknown number is storage.ErrCorrupt.
 func (t *Table) ServerName(ctx context.Context, s SID) (mxid.ServerName, error) {
-	panic("unimplemented")
+	n, err := t.servers.name(ctx, uint32(s))
+	return mxid.ServerName(n.a), err
 }
 
 // StateKey and Pair do the same for (event type, state key) pairs.
-func (t *Table) StateKey(ctx context.Context, typ, key string) (KID, error) { panic("unimplemented") }
-func (t *Table) LookupStateKey(ctx context.Context, typ, key string) (KID, bool, error) {
-	panic("unimplemented")
+func (t *Table) StateKey(ctx context.Context, typ, key string) (KID, error) {
+	n, err := t.pairs.number(ctx, name{a: typ, b: key})
+	return KID(n), err
 }
-func (t *Table) Pair(ctx context.Context, k KID) (typ, key string, err error) { panic("unimplemented") }
+
+// LookupStateKey doesn't give a new number.
+func (t *Table) LookupStateKey(ctx context.Context, typ, key string) (KID, bool, error) {
+	n, ok, err := t.pairs.lookup(ctx, name{a: typ, b: key})
+	return KID(n), ok, err
+}
+
+// Pair is the reverse; an unknown number is storage.ErrCorrupt.
+func (t *Table) Pair(ctx context.Context, k KID) (typ, key string, err error) {
+	n, err := t.pairs.name(ctx, uint32(k))
+	return n.a, n.b, err
+}
