@@ -8,23 +8,37 @@
 // data keys wrapped by the epoch key; rewritten whole when keys are
 // destroyed, so that no old copy can be opened any more).
 //
-// A sealed value is: version byte, key reference, 12-byte random nonce,
-// AES-256-GCM ciphertext. The additional data is the full row key, so that a
-// value can't be moved to another row.
+// A sealed value is: version byte, key number (uvarint), 12-byte random
+// nonce, AES-256-GCM ciphertext. The additional data is the full row key, so
+// that a value can't be moved to another row. Key numbers are never used
+// twice, so a value of a destroyed key can't be taken for one of its
+// successor.
+//
+// Invariants: a data key is durable before anything sealed under it is
+// returned; Destroy returns when no file of the directory opens to the
+// destroyed keys. The package has no goroutines of its own: the first caller
+// that needs a write does it for all that wait, with one fsync.
 package vault
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"sync"
 )
 
-// Errors of Open.
+// Errors of sealing and opening.
 var (
 	// ErrDestroyed means that the data key no longer exists: the value has
 	// been erased. Callers treat it as "gone".
 	ErrDestroyed = errors.New("vault: data key destroyed")
-	// ErrCorrupt means that the value is not what was sealed for this row.
+	// ErrCorrupt means that the value is not what was sealed for this row,
+	// or that a file of the vault is damaged.
 	ErrCorrupt = errors.New("vault: sealed value doesn't open")
+	// ErrClosed means that the vault has been closed.
+	ErrClosed = errors.New("vault: closed")
 )
 
 // Ref names a data key. Comparable; usable as a map key.
@@ -33,61 +47,114 @@ type Ref struct {
 	id   [16]byte
 }
 
-// The kinds of data keys.
-func System() Ref                 { panic("unimplemented") } // names of things; never destroyed
-func User(uid uint32) Ref         { panic("unimplemented") } // what belongs to one local user
-func Room(rid, window uint32) Ref { panic("unimplemented") } // events received in one week
-func Media(id [16]byte) Ref       { panic("unimplemented") } // one file and its thumbnails
+// Kinds of references, as they stand in the key log.
+const (
+	kindSystem byte = 1
+	kindUser   byte = 2
+	kindRoom   byte = 3
+	kindMedia  byte = 4
+	kindSecret byte = 5
+)
+
+// System is the key of names of things. It is never destroyed.
+func System() Ref { return Ref{kind: kindSystem} }
+
+// User is the key of what belongs to one local user. Once destroyed it stays
+// so: sealing under it gives ErrDestroyed for ever.
+func User(uid uint32) Ref {
+	r := Ref{kind: kindUser}
+	binary.BigEndian.PutUint32(r.id[:], uid)
+	return r
+}
+
+// Room is the key of the events that a room received in one window (a week).
+// Sealing after its destruction makes a fresh key.
+func Room(rid, window uint32) Ref {
+	r := Ref{kind: kindRoom}
+	binary.BigEndian.PutUint32(r.id[:], rid)
+	binary.BigEndian.PutUint32(r.id[4:], window)
+	return r
+}
+
+// Media is the key of one file and its thumbnails. Sealing after its
+// destruction makes a fresh key.
+func Media(id [16]byte) Ref { return Ref{kind: kindMedia, id: id} }
 
 // Vault seals and opens. Safe for concurrent use.
-type Vault struct{}
+type Vault struct {
+	fs   FS
+	dir  string
+	rand io.Reader
+
+	hasher, tokens macPool
+
+	mu   sync.RWMutex // guards ring
+	ring ring
+
+	gmu  sync.Mutex // guards next
+	next *group     // changes that wait for the writer
+
+	wmu      sync.Mutex // held by who writes; guards the rest
+	root     [keySize]byte
+	ownsRoot bool // root.key is ours to replace
+	log      *keyLog
+	lastGen  uint64 // highest generation ever tried
+	nextNum  uint64
+	broken   bool // the log's end is uncertain: write a new generation next
+	closed   bool
+}
 
 // Options of Open.
 type Options struct {
 	Dir  string
 	Root []byte    // 32 bytes; nil: read or create Dir/root.key
 	Rand io.Reader // nil: crypto/rand
+	FS   FS        // nil: the file system of the machine
 }
 
-// Open opens or creates the vault of a directory.
-func Open(o Options) (*Vault, error) { panic("unimplemented") }
+// Open opens or creates the vault of a directory. It refuses a directory
+// whose root key other users of the machine may read, one whose files don't
+// belong together, and damage anywhere but in the unsynced end of the log.
+func Open(o Options) (*Vault, error) {
+	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader}
+	if v.fs == nil {
+		v.fs = osFS{}
+	}
+	if o.Rand != nil {
+		v.rand = &lockedReader{r: o.Rand}
+	}
+	if err := v.fs.MkdirAll(v.dir); err != nil {
+		return nil, fmt.Errorf("vault: make directory: %w", err)
+	}
+	if err := v.load(o.Root); err != nil {
+		return nil, err
+	}
+	if err := v.loadMACs(); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
 
-// Close releases the files.
-func (v *Vault) Close() error { panic("unimplemented") }
+// Close waits for a running write and releases the files. Opening values
+// goes on to work, creating keys gives ErrClosed.
+func (v *Vault) Close() error {
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	if v.closed {
+		return nil
+	}
+	v.closed = true
+	return v.log.close()
+}
 
-// Seal encrypts plaintext for the row with this key. A data key that doesn't
-// exist yet is created and synced first; one that was destroyed gives
-// ErrDestroyed.
-func (v *Vault) Seal(ref Ref, row, plaintext []byte) ([]byte, error) { panic("unimplemented") }
+// lockedReader makes a given random source safe for concurrent use.
+type lockedReader struct {
+	mu sync.Mutex
+	r  io.Reader
+}
 
-// Unseal decrypts a value of the row with this key.
-func (v *Vault) Unseal(row, sealed []byte) ([]byte, error) { panic("unimplemented") }
-
-// Destroy makes everything sealed under these keys unreadable for ever. It
-// returns when that is durable.
-func (v *Vault) Destroy(refs ...Ref) error { panic("unimplemented") }
-
-// Hash is the keyed hash under which an identifier may stand in a row key:
-// HMAC-SHA256 over the purpose and the length-prefixed parts, cut to 16 bytes.
-func (v *Vault) Hash(purpose string, parts ...string) [16]byte { panic("unimplemented") }
-
-// TokenHash is the keyed hash under which a bearer secret is stored; kind
-// separates access, refresh, openid, registration … tokens.
-func (v *Vault) TokenHash(kind, token string) [32]byte { panic("unimplemented") }
-
-// Secret returns the named secret of n bytes, made at random at first use and
-// kept in the vault (server signing key, peppers).
-func (v *Vault) Secret(name string, n int) ([]byte, error) { panic("unimplemented") }
-
-// RotateRoot wraps the vault under a new root key. Nothing else is rewritten.
-func (v *Vault) RotateRoot(newRoot []byte) error { panic("unimplemented") }
-
-// SealStream returns a writer that encrypts in 64 KiB frames to dst; Close
-// writes the last frame. Truncation and reordering are detected on reading.
-func (v *Vault) SealStream(ref Ref, dst io.Writer) (io.WriteCloser, error) { panic("unimplemented") }
-
-// OpenStream returns the plaintext of a sealed stream of size bytes, with
-// random access in whole frames.
-func (v *Vault) OpenStream(ref Ref, src io.ReaderAt, size int64) (*io.SectionReader, error) {
-	panic("unimplemented")
+func (l *lockedReader) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return io.ReadFull(l.r, p)
 }

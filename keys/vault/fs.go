@@ -1,0 +1,125 @@
+package vault
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// FS is the little of a file system that a vault needs. Names are full paths.
+// Absent files give errors that are fs.ErrNotExist.
+type FS interface {
+	MkdirAll(dir string) error
+	ReadFile(name string) ([]byte, error)
+	Mode(name string) (fs.FileMode, error)
+	List(dir string) ([]string, error)
+	// Create makes or empties a file that only its owner may read.
+	Create(name string) (File, error)
+	// OpenFile opens an existing file for writing.
+	OpenFile(name string) (File, error)
+	Rename(from, to string) error
+	Remove(name string) error
+	// SyncDir makes creations, renames and removals in dir durable.
+	SyncDir(dir string) error
+}
+
+// File is a file open for writing.
+type File interface {
+	io.WriterAt
+	io.Closer
+	Truncate(size int64) error
+	Sync() error
+}
+
+type osFS struct{}
+
+func (osFS) MkdirAll(dir string) error            { return os.MkdirAll(dir, 0o700) }
+func (osFS) ReadFile(name string) ([]byte, error) { return os.ReadFile(name) }
+func (osFS) Rename(from, to string) error         { return os.Rename(from, to) }
+func (osFS) Remove(name string) error             { return os.Remove(name) }
+
+func (osFS) Mode(name string) (fs.FileMode, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return 0, err
+	}
+	return st.Mode(), nil
+}
+
+func (osFS) List(dir string) ([]string, error) {
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(es))
+	for i, e := range es {
+		names[i] = e.Name()
+	}
+	return names, nil
+}
+
+func (osFS) Create(name string) (File, error) {
+	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+}
+
+func (osFS) OpenFile(name string) (File, error) {
+	return os.OpenFile(name, os.O_RDWR, 0)
+}
+
+func (osFS) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (v *Vault) path(name string) string { return filepath.Join(v.dir, name) }
+
+// writeNew writes a whole file and syncs it, but not its directory entry.
+func (v *Vault) writeNew(name string, data []byte) error {
+	f, err := v.fs.Create(v.path(name))
+	if err != nil {
+		return err
+	}
+	if _, err = f.WriteAt(data, 0); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// replace puts data in place of a file in one step, durably, and overwrites
+// the blocks of the old file as far as the file system lets us.
+func (v *Vault) replace(name string, data []byte) error {
+	if err := v.writeNew(name+".tmp", data); err != nil {
+		return err
+	}
+	old, err := v.fs.OpenFile(v.path(name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if old != nil {
+		defer old.Close()
+	}
+	if err := v.fs.Rename(v.path(name+".tmp"), v.path(name)); err != nil {
+		return err
+	}
+	if err := v.fs.SyncDir(v.dir); err != nil {
+		return err
+	}
+	if old != nil {
+		wipe(old, len(data))
+	}
+	return nil
+}
+
+// wipe overwrites the first n bytes of a file that is no longer needed. What
+// it protects is unreadable without it; it only leaves less to attack, so a
+// failure is not an error.
+func wipe(f File, n int) {
+	if _, err := f.WriteAt(make([]byte, n), 0); err == nil {
+		_ = f.Sync()
+	}
+}
