@@ -64,12 +64,17 @@ type Pusher interface {
 	Evaluate(ctx context.Context, user mxid.UserID, ev *Event, rc PushContext) (notify, highlight bool)
 }
 
-// PushContext is what push conditions look at.
+// PushContext is what push conditions look at besides the event.
 type PushContext struct {
-	MemberCount    int
-	DisplayName    string // of the user in the room
-	PowerLevels    json.RawMessage
-	RelatedSenders map[string]mxid.UserID // rel_type -> sender of the parent
+	MemberCount int
+	// DisplayName looks up the user's name in the room; only a deprecated
+	// condition asks for it. nil: no name.
+	DisplayName func() string
+	// PowerLevels is the content of m.room.power_levels, nil if there is none.
+	PowerLevels json.RawMessage
+	// SenderIsCreator is true where creators have power over everything (room
+	// version 12), and in rooms without power levels.
+	SenderIsCreator bool
 }
 
 // Outbox takes local events for other servers. federation/sender has it.
