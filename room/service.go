@@ -3,7 +3,10 @@ package room
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 
 	"github.com/matrix-org/gomatrixserverlib"
 
@@ -12,6 +15,7 @@ import (
 	"parley/internal/notify"
 	"parley/keys"
 	"parley/keys/vault"
+	"parley/room/statetree"
 	"parley/storage"
 	"parley/storage/intern"
 )
@@ -35,13 +39,47 @@ type Config struct {
 }
 
 // Service is the room server. Safe for concurrent use.
-type Service struct{ cfg Config }
+type Service struct {
+	cfg   Config
+	self  intern.SID
+	nodes *statetree.Cache
+	cache *eventCache
+	uses  atomic.Uint64
+
+	mu  sync.Mutex
+	hot map[intern.RID]*hot
+}
+
+// nodeCacheBytes bounds the state tree nodes in memory, of all rooms.
+const nodeCacheBytes = 32 << 20
 
 // New opens the rooms of a store.
-func New(cfg Config) (*Service, error) { panic("unimplemented") }
+func New(cfg Config) (*Service, error) {
+	if cfg.DefaultVersion == "" {
+		cfg.DefaultVersion = "12"
+	}
+	if _, err := roomVersion(cfg.DefaultVersion); err != nil {
+		return nil, fmt.Errorf("room: default version: %w", err)
+	}
+	self, err := cfg.Intern.Server(context.Background(), cfg.ServerName)
+	if err != nil {
+		return nil, fmt.Errorf("room: number this server: %w", err)
+	}
+	return &Service{cfg: cfg, self: self, nodes: statetree.NewCache(nodeCacheBytes), cache: newEventCache(), hot: map[intern.RID]*hot{}}, nil
+}
 
-// Close stops the room goroutines.
-func (s *Service) Close() { panic("unimplemented") }
+// Close stops the room goroutines, after what is queued has been done.
+func (s *Service) Close() {
+	s.mu.Lock()
+	rooms := make([]*hot, 0, len(s.hot))
+	for _, h := range s.hot {
+		rooms = append(rooms, h)
+	}
+	s.mu.Unlock()
+	for _, h := range rooms {
+		h.inbox.Close()
+	}
+}
 
 // ---- commands (commands.go) ----
 
@@ -157,19 +195,6 @@ func (s *Service) LocalPeers(ctx context.Context, user mxid.UserID) ([]mxid.User
 	panic("unimplemented")
 }
 func (s *Service) ServersSharing(ctx context.Context, user mxid.UserID) ([]mxid.ServerName, error) {
-	panic("unimplemented")
-}
-
-// ---- events (load.go) ----
-
-// Load returns an event by ID whatever its flags, without a check of who
-// asks; ErrNotFound of storage if unknown.
-func (s *Service) Load(ctx context.Context, room mxid.RoomID, id mxid.EventID) (*Event, error) {
-	panic("unimplemented")
-}
-
-// LoadNum returns an event by number.
-func (s *Service) LoadNum(ctx context.Context, rid intern.RID, n Num) (*Event, error) {
 	panic("unimplemented")
 }
 

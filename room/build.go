@@ -1,0 +1,214 @@
+package room
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+
+	"parley/internal/httpx"
+	"parley/internal/mxid"
+	"parley/room/statetree"
+)
+
+// Limits of what a local user may send.
+const (
+	maxPrev       = 10 // spec: server-server API, "PDUs": at most 20; fewer keep graphs narrow
+	maxFieldBytes = 255
+	maxEventBytes = 65535 // spec: client-server API, "Size limits"
+)
+
+// draft is an event that a local user wants to send.
+type draft struct {
+	typ      string
+	stateKey *string
+	sender   mxid.UserID
+	content  json.RawMessage
+	redacts  mxid.EventID
+	ts       int64 // 0: now
+	txn      string
+}
+
+// send builds, authorises and appends a local event. A state event that
+// changes nothing isn't sent again: the one that is there is the answer.
+func (w *work) send(d draft) (*Event, error) {
+	if same, err := w.unchanged(d); err != nil || same != nil {
+		return same, err
+	}
+	pdu, before, err := w.build(d)
+	if err != nil {
+		return nil, err
+	}
+	return w.addLive(pdu, before, FlagLocal, d.txn)
+}
+
+// unchanged returns the current state event that d repeats, nil if there is
+// none.
+func (w *work) unchanged(d draft) (*Event, error) {
+	if d.stateKey == nil || d.typ == typeCreate {
+		return nil, nil
+	}
+	ev, err := w.get(w.sum.root, d.typ, *d.stateKey)
+	if err != nil || ev == nil || ev.Sender != d.sender || ev.Flags&FlagRedacted != 0 {
+		return nil, err
+	}
+	now, err := gomatrixserverlib.CanonicalJSON(d.content)
+	if err != nil {
+		return nil, httpx.BadJSON("The content is not valid")
+	}
+	if string(now) != string(ev.Content()) {
+		return nil, nil
+	}
+	return ev, nil
+}
+
+// build makes a signed event on the forward extremities and checks that the
+// auth rules allow it.
+func (w *work) build(d draft) (gomatrixserverlib.PDU, statetree.Root, error) {
+	prev, before, err := w.forwardPrev()
+	if err != nil {
+		return nil, before, err
+	}
+	b, auth, err := w.fill(d, prev, before)
+	if err != nil {
+		return nil, before, err
+	}
+	ts := d.ts
+	if ts == 0 {
+		ts = w.now
+	}
+	pdu, err := w.svc.cfg.Signer.BuildEvent(b, gomatrixserverlib.RoomVersion(w.h.version), ts)
+	if err != nil {
+		return nil, before, buildError(err)
+	}
+	if err := allowed(pdu, auth); err != nil {
+		return nil, before, forbidden(err)
+	}
+	return pdu, before, nil
+}
+
+// forwardPrev chooses the prev events of a local event, the deepest of the
+// extremities, and resolves the state before it.
+func (w *work) forwardPrev() ([]*Event, statetree.Root, error) {
+	if len(w.ext) <= maxPrev {
+		return w.ext, w.sum.root, nil
+	}
+	prev := slices.Clone(w.ext)
+	slices.SortStableFunc(prev, func(a, b *Event) int { return int(min(max(b.Depth-a.Depth, -1), 1)) })
+	prev = prev[:maxPrev]
+	root, err := w.resolve(roots(prev))
+	return prev, root, err
+}
+
+// fill makes the builder of a draft with everything but hash and signature,
+// and the auth events that it will be checked against.
+func (w *work) fill(d draft, prev []*Event, before statetree.Root) (*gomatrixserverlib.EventBuilder, gomatrixserverlib.AuthEventProvider, error) {
+	proto := &gomatrixserverlib.ProtoEvent{
+		SenderID: string(d.sender), RoomID: string(w.h.id), Type: d.typ, StateKey: d.stateKey,
+		Redacts: string(d.redacts), Content: spec.RawJSON(d.content), Version: w.h.impl,
+		Depth: 1,
+	}
+	ids := make([]string, len(prev))
+	for i, e := range prev {
+		ids[i] = string(e.ID)
+		proto.Depth = max(proto.Depth, min(e.Depth, maxDepth-1)+1)
+	}
+	proto.PrevEvents = ids
+	needed, err := gomatrixserverlib.StateNeededForProtoEvent(proto)
+	if err != nil {
+		return nil, nil, httpx.BadJSON("The content of the event is not valid")
+	}
+	auth, refs, err := w.authEvents(needed, before)
+	if err != nil {
+		return nil, nil, err
+	}
+	proto.AuthEvents = refs
+	if d.typ == typeCreate && w.h.impl.DomainlessRoomIDs() {
+		proto.RoomID = ""
+	}
+	return w.h.impl.NewEventBuilderFromProtoEvent(proto), auth, nil
+}
+
+// authEvents looks up the state that authorising needs. refs are the IDs to
+// list in auth_events: without the create event from room version 12 on.
+func (w *work) authEvents(needed gomatrixserverlib.StateNeeded, root statetree.Root) (gomatrixserverlib.AuthEventProvider, []string, error) {
+	var pdus []gomatrixserverlib.PDU
+	refs := []string{}
+	for _, t := range needed.Tuples() {
+		ev, err := w.get(root, t.EventType, t.StateKey)
+		if err != nil {
+			return nil, nil, err
+		}
+		if ev == nil {
+			continue
+		}
+		pdu, err := ev.PDU()
+		if err != nil {
+			return nil, nil, err
+		}
+		pdus = append(pdus, pdu)
+		if ev.Type != typeCreate || !w.h.impl.DomainlessRoomIDs() {
+			refs = append(refs, string(ev.ID))
+		}
+	}
+	auth, err := gomatrixserverlib.NewAuthEvents(pdus)
+	return auth, refs, err
+}
+
+// checkAt checks an event against the auth rules with the auth events of a
+// state. The error is a *notAllowed if the rules refuse it.
+func (w *work) checkAt(pdu gomatrixserverlib.PDU, root statetree.Root) error {
+	auth, _, err := w.authEvents(gomatrixserverlib.StateNeededForAuth([]gomatrixserverlib.PDU{pdu}), root)
+	if err != nil {
+		return err
+	}
+	return allowed(pdu, auth)
+}
+
+// notAllowed is a refusal by the auth rules. Its text may name people: it must
+// not be logged or shown.
+type notAllowed struct{ cause error }
+
+func (e *notAllowed) Error() string { return "the auth rules refuse the event" }
+
+func allowed(pdu gomatrixserverlib.PDU, auth gomatrixserverlib.AuthEventProvider) error {
+	err := gomatrixserverlib.Allowed(pdu, auth, userIDOf)
+	if err != nil {
+		return &notAllowed{err}
+	}
+	return nil
+}
+
+// userIDOf is the identity: senders are user IDs in all versions of the
+// specification.
+func userIDOf(_ spec.RoomID, id spec.SenderID) (*spec.UserID, error) {
+	return spec.NewUserID(string(id), true)
+}
+
+// forbidden is what a client hears when the rules refuse its event.
+func forbidden(err error) error {
+	var no *notAllowed
+	if errors.As(err, &no) {
+		return httpx.Forbidden("You don't have permission to do that in this room")
+	}
+	return err
+}
+
+// buildError turns what the event builder refuses into a client's error.
+func buildError(err error) error {
+	var v gomatrixserverlib.EventValidationError
+	if errors.As(err, &v) {
+		if v.Code == gomatrixserverlib.EventValidationTooLarge {
+			return httpx.TooLarge("The event is too large")
+		}
+		return httpx.BadJSON("The event is not valid")
+	}
+	var bad gomatrixserverlib.BadJSONError
+	if errors.As(err, &bad) {
+		return httpx.BadJSON("The content has numbers or text that this room version doesn't allow")
+	}
+	return fmt.Errorf("room: build event: %w", err)
+}
