@@ -1,0 +1,297 @@
+package user
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"parley/internal/httpx"
+	"parley/internal/mxid"
+	"parley/keys/vault"
+	"parley/storage"
+	"parley/storage/intern"
+)
+
+// Account is a local account.
+type Account struct {
+	UID         intern.UID
+	UserID      mxid.UserID
+	CreatedDay  int32 // days since 1970
+	Admin       bool
+	Deactivated bool
+	Guest       bool
+}
+
+// accountRow is row us<uid>.
+type accountRow struct {
+	Day      int32  `json:"day"`
+	Admin    bool   `json:"admin,omitempty"`
+	Guest    bool   `json:"guest,omitempty"`
+	Gone     bool   `json:"gone,omitempty"` // deactivated: the name stays taken
+	Password string `json:"password,omitempty"`
+}
+
+func accountKey(uid intern.UID) storage.Key { return storage.K("us").U32(uint32(uid)) }
+func erasureKey(uid intern.UID) storage.Key { return storage.K("us").U32(0).U32(uint32(uid)) }
+
+// account reads an account row. An account whose data key has been destroyed
+// is gone.
+func (s *Service) account(get get, uid intern.UID) (accountRow, error) {
+	var row accountRow
+	key := accountKey(uid)
+	sealed, err := get(key)
+	if err != nil {
+		return row, err
+	}
+	err = s.unseal(key, sealed, &row)
+	if errors.Is(err, storage.ErrNotFound) {
+		return accountRow{Gone: true}, nil
+	}
+	return row, err
+}
+
+func (s *Service) putAccount(tx *storage.Tx, uid intern.UID, row accountRow) error {
+	key := accountKey(uid)
+	ref := vault.User(uint32(uid))
+	if row.Gone {
+		ref = vault.System()
+	}
+	sealed, err := s.sealAs(ref, key, row)
+	if err != nil {
+		return fmt.Errorf("seal account: %w", err)
+	}
+	tx.Put(key, sealed)
+	return nil
+}
+
+// active reads the account row of a user who may act.
+func (s *Service) active(get get, uid intern.UID) (accountRow, error) {
+	row, err := s.account(get, uid)
+	if err == nil && row.Gone {
+		return row, errDeactivated()
+	}
+	return row, err
+}
+
+func errDeactivated() error {
+	return httpx.Err(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated")
+}
+
+// randomLocalpart letters can't be taken for one another.
+const localpartLetters = "abcdefghjkmnpqrstuvwxyz23456789"
+
+// newUserID checks a localpart as far as that goes without the store.
+// Capitals become small letters, as other servers do it.
+func (s *Service) newUserID(localpart string) (mxid.UserID, error) {
+	localpart = strings.ToLower(localpart)
+	if localpart == "" {
+		localpart = randomName(localpartLetters, 16)
+	}
+	id := mxid.NewUserID(localpart, s.cfg.ServerName)
+	if !mxid.ValidLocalpart(localpart) || len(id) > mxid.MaxLen {
+		return "", httpx.Err(http.StatusBadRequest, "M_INVALID_USERNAME", "User names have the characters a-z, 0-9 and ._=-/+, and at most %d bytes with the server name", mxid.MaxLen)
+	}
+	return id, nil
+}
+
+func errUserInUse() error {
+	return httpx.Err(http.StatusBadRequest, "M_USER_IN_USE", "This user name is taken")
+}
+
+// Register makes an account; M_USER_IN_USE, M_INVALID_USERNAME, or
+// M_WEAK_PASSWORD as *httpx.Error. An empty password makes one that can't be
+// logged in to with a password. An empty localpart gets a random one.
+// spec: client-server API, "POST /register"
+func (s *Service) Register(ctx context.Context, localpart, password string, admin, guest bool) (Account, error) {
+	id, err := s.newUserID(localpart)
+	if err != nil {
+		return Account{}, err
+	}
+	if err := s.Available(ctx, id.Localpart()); err != nil {
+		return Account{}, err // before the costly hash
+	}
+	row := accountRow{Day: int32(s.today()), Admin: admin, Guest: guest}
+	if password != "" {
+		if row.Password, err = s.hashPassword(ctx, password); err != nil {
+			return Account{}, err
+		}
+	}
+	uid, err := s.cfg.Intern.User(ctx, id)
+	if err != nil {
+		return Account{}, fmt.Errorf("register: %w", err)
+	}
+	err = s.do(ctx, func(tx *storage.Tx) error {
+		if taken, err := tx.Has(accountKey(uid)); err != nil || taken {
+			return errOr(err, errUserInUse())
+		}
+		return s.putAccount(tx, uid, row)
+	})
+	if err != nil {
+		return Account{}, fmt.Errorf("register: %w", err)
+	}
+	return s.describe(uid, id, row), nil
+}
+
+func errOr(err, otherwise error) error {
+	if err != nil {
+		return err
+	}
+	return otherwise
+}
+
+func (s *Service) describe(uid intern.UID, id mxid.UserID, row accountRow) Account {
+	return Account{UID: uid, UserID: id, CreatedDay: row.Day, Admin: row.Admin, Deactivated: row.Gone, Guest: row.Guest}
+}
+
+// Available returns nil if an account with this localpart can be made, or the
+// error that Register would give.
+func (s *Service) Available(ctx context.Context, localpart string) error {
+	id, err := s.newUserID(localpart)
+	if err != nil {
+		return err
+	}
+	_, err = s.Account(ctx, id)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errUserInUse()
+}
+
+// Account describes a local account, deactivated ones included;
+// storage.ErrNotFound.
+func (s *Service) Account(ctx context.Context, u mxid.UserID) (Account, error) {
+	uid, err := s.lookup(ctx, u)
+	if err != nil {
+		return Account{}, err
+	}
+	row, err := s.account(s.reader(ctx), uid)
+	if err != nil {
+		return Account{}, err
+	}
+	return s.describe(uid, u, row), nil
+}
+
+// Exists reports whether an active local account has this ID.
+func (s *Service) Exists(ctx context.Context, u mxid.UserID) (bool, error) {
+	a, err := s.Account(ctx, u)
+	if errors.Is(err, storage.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && !a.Deactivated, err
+}
+
+// SetAdmin makes a user an administrator of the server, or no longer one.
+func (s *Service) SetAdmin(ctx context.Context, u mxid.UserID, admin bool) error {
+	uid, err := s.lookup(ctx, u)
+	if err != nil {
+		return err
+	}
+	err = s.do(ctx, func(tx *storage.Tx) error {
+		row, err := s.active(tx.Get, uid)
+		if err != nil {
+			return err
+		}
+		row.Admin = admin
+		tx.OnCommit(func() { s.sessions.dropUser(uid) })
+		return s.putAccount(tx, uid, row)
+	})
+	if err != nil {
+		return fmt.Errorf("set admin: %w", err)
+	}
+	return nil
+}
+
+// Deactivate removes every token and device and all that is kept of the
+// account, destroys its data key, and forbids the name for ever. What the user
+// said in rooms belongs to the rooms and stays. Doing it again is harmless.
+// spec: client-server API, "POST /account/deactivate"
+func (s *Service) Deactivate(ctx context.Context, u mxid.UserID) error {
+	uid, err := s.lookup(ctx, u)
+	if err != nil {
+		return err
+	}
+	if err := s.LogoutAll(ctx, u); err != nil {
+		return fmt.Errorf("deactivate: %w", err)
+	}
+	err = s.do(ctx, func(tx *storage.Tx) error {
+		row, err := s.account(tx.Get, uid)
+		if err != nil {
+			return err
+		}
+		// Devices of a login that ran in between.
+		if err := s.removeAll(tx, u, uid, ""); err != nil {
+			return err
+		}
+		tx.Put(erasureKey(uid), nil)
+		tx.OnCommit(func() { s.sessions.dropUser(uid) })
+		return s.putAccount(tx, uid, accountRow{Day: row.Day, Gone: true})
+	})
+	if err != nil {
+		return fmt.Errorf("deactivate: %w", err)
+	}
+	return s.finishErasure(context.WithoutCancel(ctx), uid)
+}
+
+// finishErasures does what Deactivate still owed when the process ended.
+func (s *Service) finishErasures(ctx context.Context) error {
+	var owed []intern.UID
+	prefix := storage.K("us").U32(0)
+	for row, err := range s.cfg.KV.Scan(ctx, prefix.Prefix(), false, 0) {
+		if err != nil {
+			return err
+		}
+		if len(row.Key) == len(prefix)+4 {
+			owed = append(owed, intern.UID(storage.ReadU32(row.Key, len(prefix))))
+		}
+	}
+	for _, uid := range owed {
+		if err := s.finishErasure(ctx, uid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finishErasure destroys the data key first: from then on the rows are noise,
+// and dropping them is only tidying up.
+func (s *Service) finishErasure(ctx context.Context, uid intern.UID) error {
+	if err := s.cfg.Vault.Destroy(vault.User(uint32(uid))); err != nil {
+		return fmt.Errorf("destroy data key: %w", err)
+	}
+	for _, family := range []string{"pf", "ad", "ga", "fi"} {
+		if err := s.deleteAll(ctx, storage.K(family).U32(uint32(uid)).Prefix()); err != nil {
+			return fmt.Errorf("drop erased rows: %w", err)
+		}
+	}
+	return s.do(ctx, func(tx *storage.Tx) error {
+		tx.Delete(erasureKey(uid))
+		return nil
+	})
+}
+
+// deleteSlice is how many rows one transaction deletes: a tenth of a batch, so
+// that others fit into the group.
+const deleteSlice = 1000
+
+// deleteAll drops a range in slices.
+func (s *Service) deleteAll(ctx context.Context, r storage.Range) error {
+	for more := true; more; {
+		err := s.do(ctx, func(tx *storage.Tx) error {
+			rows, err := tx.Scan(r, false, deleteSlice)
+			for _, row := range rows {
+				tx.Delete(row.Key)
+			}
+			more = len(rows) == deleteSlice
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
