@@ -110,7 +110,7 @@ func (m *memberCheck) joinRule() (string, error) {
 }
 
 func (m *memberCheck) invite() error {
-	if m.content.has("third_party_invite") {
+	if _, has := m.content["third_party_invite"]; has {
 		return m.thirdPartyInvite()
 	}
 	if err := m.senderJoined(); err != nil {

@@ -205,36 +205,49 @@ func (x *check) powerLevels() error {
 		return nil
 	}
 	own := x.power.User(x.sender)
-	if err := checkLevels(old.named, next.named, own, own, ""); err != nil {
+	if err := checkLevels(old.named, next.named, own); err != nil {
 		return err
 	}
-	if err := checkLevels(old.events, next.events, own, own, ""); err != nil {
+	if err := checkLevels(old.events, next.events, own); err != nil {
 		return err
 	}
 	if x.v.notifications {
-		if err := checkLevels(old.notifications, next.notifications, own, own, ""); err != nil {
+		if err := checkLevels(old.notifications, next.notifications, own); err != nil {
 			return err
 		}
 	}
-	// Levels of others may be taken away only below one's own.
-	return checkLevels(old.users, next.users, own, own-1, x.sender)
-}
-
-// checkLevels refuses entries that were added or changed to more than maxNew,
-// and entries other than exempt that were changed or removed from more than
-// maxOld.
-func checkLevels(old, next map[string]int64, maxNew, maxOld int64, exempt string) error {
-	for key, was := range old {
-		is, still := next[key]
-		if (!still || is != was) && was > maxOld && key != exempt {
-			return refuse("the sender may not change a level this high")
+	for user, was := range old.users {
+		is, still := next.users[user]
+		if (!still || is != was) && was >= own && user != x.sender {
+			return refuse("the sender may not change the level of an equal")
 		}
 	}
-	for key, is := range next {
-		was, before := old[key]
-		if (!before || is != was) && is > maxNew {
+	return checkLevels(nil, changed(old.users, next.users), own)
+}
+
+// checkLevels refuses what was added, changed or removed if the old or the new
+// value is above own.
+func checkLevels(old, next map[string]int64, own int64) error {
+	for key, was := range old {
+		if is, still := next[key]; (!still || is != was) && was > own {
+			return refuse("the sender may not change a level above their own")
+		}
+	}
+	for _, is := range changed(old, next) {
+		if is > own {
 			return refuse("the sender may not give a level above their own")
 		}
 	}
 	return nil
+}
+
+// changed are the entries of next that old doesn't have with the same value.
+func changed(old, next map[string]int64) map[string]int64 {
+	out := map[string]int64{}
+	for key, is := range next {
+		if was, before := old[key]; !before || was != is {
+			out[key] = is
+		}
+	}
+	return out
 }

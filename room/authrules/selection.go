@@ -83,6 +83,9 @@ func CheckAuthEvents(ev gomatrixserverlib.PDU, auth []gomatrixserverlib.PDU, rej
 		return err
 	}
 	implied := !CreateInAuthEvents(ev.Version())
+	if implied && namesCreate(ev) {
+		return refuse("the auth events name the create event")
+	}
 	seen := map[Key]bool{}
 	for _, a := range auth {
 		sk := a.StateKey()
@@ -108,4 +111,18 @@ func CheckAuthEvents(ev gomatrixserverlib.PDU, auth []gomatrixserverlib.PDU, rej
 		return refuse("the auth events lack the create event")
 	}
 	return nil
+}
+
+// namesCreate reports whether the event itself lists its room's create event;
+// AuthEventIDs of the library always does.
+func namesCreate(ev gomatrixserverlib.PDU) bool {
+	top, err := object(ev.JSON())
+	if err != nil {
+		return false
+	}
+	var ids []string
+	if json.Unmarshal(top["auth_events"], &ids) != nil {
+		return false
+	}
+	return slices.Contains(ids, "$"+ev.RoomID().String()[1:])
 }
