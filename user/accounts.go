@@ -263,7 +263,7 @@ func (s *Service) finishErasure(ctx context.Context, uid intern.UID) error {
 	if err := s.cfg.Vault.Destroy(vault.User(uint32(uid))); err != nil {
 		return fmt.Errorf("destroy data key: %w", err)
 	}
-	for _, family := range []string{"pf", "ad", "ga", "fi"} {
+	for _, family := range []string{"pf", "ad", "ga", "fi", "pr"} {
 		if err := s.deleteAll(ctx, storage.K(family).U32(uint32(uid)).Prefix()); err != nil {
 			return fmt.Errorf("drop erased rows: %w", err)
 		}

@@ -95,6 +95,7 @@ func New(cfg Config) (*Service, error) {
 		sessions: newSessionCache(),
 		hashing:  make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
+	s.OnDevicesRemoved(s.dropPushers)
 	if err := s.finishErasures(context.Background()); err != nil {
 		return nil, fmt.Errorf("user: finish erasures: %w", err)
 	}
