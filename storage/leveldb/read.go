@@ -3,6 +3,7 @@ package leveldb
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"iter"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -20,8 +21,9 @@ const (
 
 // snapshot is one moment of the store.
 type snapshot struct {
-	e *Engine
-	s *leveldb.Snapshot
+	e   *Engine
+	s   *leveldb.Snapshot
+	gen int
 }
 
 var _ storage.Reader = (*snapshot)(nil)
@@ -36,7 +38,7 @@ func (e *Engine) snapshot() (*snapshot, error) {
 	if err != nil {
 		return nil, wrap("snapshot", err)
 	}
-	return &snapshot{e: e, s: s}, nil
+	return &snapshot{e: e, s: s, gen: e.gen}, nil
 }
 
 func (s *snapshot) release() {
@@ -68,9 +70,24 @@ func (e *Engine) Scan(ctx context.Context, r storage.Range, reverse bool, limit 
 	}
 }
 
+// valid reports whether the snapshot's database is still open. The caller
+// holds e.mu.
+func (s *snapshot) valid() error {
+	switch {
+	case s.e.db == nil:
+		return storage.ErrClosed
+	case s.gen != s.e.gen:
+		return fmt.Errorf("leveldb: the store was reopened during a read: %w", storage.ErrUnavailable)
+	}
+	return nil
+}
+
 func (s *snapshot) Get(_ context.Context, key []byte) ([]byte, error) {
 	s.e.mu.RLock()
 	defer s.e.mu.RUnlock()
+	if err := s.valid(); err != nil {
+		return nil, err
+	}
 	v, err := s.s.Get(key, nil)
 	return v, wrap("get", err)
 }
@@ -122,6 +139,9 @@ func (s *snapshot) page(r storage.Range, reverse bool, n int) (rows []storage.Pa
 	}
 	s.e.mu.RLock()
 	defer s.e.mu.RUnlock()
+	if err := s.valid(); err != nil {
+		return nil, false, err
+	}
 	lr := levelRange(r)
 	it := s.s.NewIterator(&lr, nil)
 	defer it.Release()
