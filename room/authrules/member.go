@@ -195,3 +195,13 @@ func (m *memberCheck) senderJoined() error {
 	}
 	return nil
 }
+
+// Membership is the membership that a member event's content gives, "" when it
+// gives none.
+func Membership(content []byte) string {
+	f, err := object(content)
+	if err != nil {
+		return ""
+	}
+	return f.str("membership")
+}
