@@ -1,0 +1,154 @@
+package clientapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+
+	"parley/internal/httpx"
+	"parley/internal/mxid"
+)
+
+// whoami is GET /account/whoami.
+func (a *API) whoami(r *request) (any, error) {
+	return map[string]any{"user_id": string(r.User), "device_id": string(r.Device), "is_guest": r.Guest}, nil
+}
+
+// changePassword is POST /account/password. Without a session there is no way
+// to prove whose account it is, as the server knows no e-mail addresses.
+func (a *API) changePassword(r *request) (any, error) {
+	q := struct {
+		NewPassword   string          `json:"new_password"`
+		LogoutDevices *bool           `json:"logout_devices"`
+		Auth          json.RawMessage `json:"auth"`
+	}{}
+	if err := r.decode(&q); err != nil {
+		return nil, err
+	}
+	if q.NewPassword != "" {
+		if err := a.checkPassword(q.NewPassword); err != nil {
+			return nil, err
+		}
+	}
+	done, err := a.ownPassword(r, "", q.Auth)
+	if err != nil {
+		return nil, err
+	}
+	if q.NewPassword == "" {
+		return nil, httpx.MissingParam("new_password is missing")
+	}
+	logout := q.LogoutDevices == nil || *q.LogoutDevices
+	if err := a.users.SetPassword(r.ctx, r.User, q.NewPassword, logout, r.Device); err != nil {
+		return nil, err
+	}
+	a.uia.end(done.id)
+	return nil, nil
+}
+
+// deactivate is POST /account/deactivate. The user leaves every room first,
+// so that other servers hear of it; it goes on when the client doesn't wait.
+func (a *API) deactivate(r *request) (any, error) {
+	var q struct {
+		Auth  json.RawMessage `json:"auth"`
+		Erase bool            `json:"erase"`
+	}
+	if err := r.decode(&q); err != nil {
+		return nil, err
+	}
+	done, err := a.ownPassword(r, "", q.Auth)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), leaveAllTime)
+	defer cancel()
+	a.leaveAll(ctx, r.User)
+	if err := a.users.Deactivate(ctx, r.User); err != nil {
+		return nil, err
+	}
+	a.uia.end(done.id)
+	return map[string]string{"id_server_unbind_result": "no-support"}, nil
+}
+
+// thirdPartyIDs is GET /account/3pid: this server keeps none.
+func (a *API) thirdPartyIDs(*request) (any, error) {
+	return map[string]any{"threepids": []any{}}, nil
+}
+
+// noThirdPartyID refuses to add an e-mail address or phone number.
+func (a *API) noThirdPartyID(r *request) (any, error) {
+	if _, err := r.object(); err != nil {
+		return nil, err
+	}
+	return nil, httpx.Err(http.StatusBadRequest, "M_THREEPID_MEDIUM_NOT_SUPPORTED", "This server keeps no e-mail addresses or phone numbers")
+}
+
+// unknownThirdPartyID answers a password reset: no address is known.
+func (a *API) unknownThirdPartyID(r *request) (any, error) {
+	if _, err := r.object(); err != nil {
+		return nil, err
+	}
+	return nil, httpx.Err(http.StatusBadRequest, "M_THREEPID_NOT_FOUND", "This server keeps no e-mail addresses or phone numbers")
+}
+
+// unbindThirdPartyID answers that there was nothing to remove.
+func (a *API) unbindThirdPartyID(r *request) (any, error) {
+	var q struct {
+		Medium  string `json:"medium"`
+		Address string `json:"address"`
+	}
+	if err := r.decode(&q); err != nil {
+		return nil, err
+	}
+	if q.Medium == "" || q.Address == "" {
+		return nil, httpx.MissingParam("medium and address are needed")
+	}
+	return map[string]string{"id_server_unbind_result": "no-support"}, nil
+}
+
+// whois is GET /admin/whois/{userId}. There is nothing to tell: the server
+// keeps no address, user agent or time of any connection.
+func (a *API) whois(r *request) (any, error) {
+	u, err := r.user()
+	if err != nil {
+		return nil, err
+	}
+	if u != r.User && !r.Admin {
+		return nil, httpx.Forbidden("Only administrators may ask about others")
+	}
+	ok, err := a.users.Exists(r.ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, httpx.NotFound("No such user")
+	}
+	return map[string]any{"user_id": string(u), "devices": map[string]any{}}, nil
+}
+
+// openIDToken is POST /user/{userId}/openid/request_token.
+func (a *API) openIDToken(r *request) (any, error) {
+	if err := r.self(); err != nil {
+		return nil, err
+	}
+	token, life, err := a.users.NewOpenIDToken(r.ctx, r.User)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{
+		"access_token": token, "token_type": "Bearer",
+		"matrix_server_name": string(a.cfg.ServerName), "expires_in": int64(life.Seconds()),
+	}, nil
+}
+
+func mustString(s string) json.RawMessage {
+	b, _ := json.Marshal(s) // a string always encodes
+	return b
+}
+
+func deviceIDs(names []string) []mxid.DeviceID {
+	out := make([]mxid.DeviceID, len(names))
+	for i, n := range names {
+		out[i] = mxid.DeviceID(n)
+	}
+	return out
+}

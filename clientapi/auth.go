@@ -1,0 +1,76 @@
+package clientapi
+
+import (
+	"net/http"
+	"strings"
+
+	"parley/internal/httpx"
+)
+
+// authKind says whom a route wants.
+type authKind uint8
+
+const (
+	authNone     authKind = iota // a token is not even looked at
+	authOptional                 // a token must be good if there is one
+	authUser                     // a token of a local user
+)
+
+// maxToken bounds an access token in bytes.
+const maxToken = 512
+
+// authenticate finds the session of the request's access token. Tokens in the
+// URL are refused: URLs end up in the logs of proxies.
+// spec: "Using access tokens"
+func (a *API) authenticate(r *request) error {
+	if r.rt.auth == authNone {
+		return nil
+	}
+	token, ok := bearer(r.http.Header)
+	if !ok {
+		if r.rt.auth == authOptional {
+			return nil
+		}
+		return httpx.Err(http.StatusUnauthorized, "M_MISSING_TOKEN", "Missing access token")
+	}
+	if len(token) > maxToken {
+		return httpx.Err(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "Unknown access token")
+	}
+	s, err := a.users.Authenticate(r.ctx, token)
+	if err != nil {
+		return err
+	}
+	r.Session, r.authed, r.token = s, true, token
+	return nil
+}
+
+// bearer reads the token of the Authorization header.
+func bearer(h http.Header) (token string, ok bool) {
+	scheme, token, found := strings.Cut(h.Get("Authorization"), " ")
+	if !found || !strings.EqualFold(scheme, "Bearer") {
+		return "", false
+	}
+	token = strings.TrimSpace(token)
+	return token, token != ""
+}
+
+// throttle applies the route's rate limit: to the user if there is one, else
+// to the address. spec: "Rate limiting"
+func (a *API) throttle(r *request) error {
+	if !a.cfg.Settings.RateLimits || r.rt.limit == limNone {
+		return nil
+	}
+	if r.authed {
+		return a.limits.user(r.rt.limit, uint32(r.UID))
+	}
+	return a.limits.addr(r.rt.limit, r.c.RealIP())
+}
+
+// throttleName limits what is tried against one named thing, such as the
+// password of an account, from wherever it comes.
+func (a *API) throttleName(class limitClass, name string) error {
+	if !a.cfg.Settings.RateLimits {
+		return nil
+	}
+	return a.limits.name(class, name)
+}
