@@ -170,11 +170,8 @@ func (r *Ring) lookup(ctx context.Context, server mxid.ServerName) (*record, err
 	if server == r.own.name {
 		return nil, nil
 	}
-	r.mu.Lock()
-	c, ok := r.cache[server]
-	r.mu.Unlock()
-	if ok {
-		return c.rec, nil
+	if rec, ok := r.remembered(server); ok {
+		return rec, nil
 	}
 	rec, err := r.load(ctx, server)
 	if err != nil {
@@ -183,6 +180,16 @@ func (r *Ring) lookup(ctx context.Context, server mxid.ServerName) (*record, err
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.entryLocked(server, rec).rec, nil
+}
+
+func (r *Ring) remembered(server mxid.ServerName) (*record, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, ok := r.cache[server]
+	if !ok {
+		return nil, false
+	}
+	return c.rec, true
 }
 
 // entryLocked returns the entry of a server, making one with rec, which may

@@ -56,6 +56,10 @@ type Limits struct {
 	Integers bool
 	// Object refuses anything but an object at the top.
 	Object bool
+	// FoldTop refuses names of the top object that differ in case only.
+	// encoding/json takes them for the same field, so that whoever decodes
+	// into a struct may read another value than whoever doesn't.
+	FoldTop bool
 }
 
 // MaxEventBytes is the size of the largest event.
@@ -67,7 +71,7 @@ const MaxEventBytes = 65536
 // depth is about what the most lenient servers take: refusing what others
 // accept would leave holes in rooms. At this depth a quadratic parser takes
 // about 30 ms for 64 KiB.
-var Event = Limits{MaxBytes: 2 * MaxEventBytes, MaxDepth: 500, MaxKeys: 16384, Object: true}
+var Event = Limits{MaxBytes: 2 * MaxEventBytes, MaxDepth: 500, MaxKeys: 16384, Object: true, FoldTop: true}
 
 // Request are the limits of what clients send. It may become part of events,
 // which the strictest servers must be able to parse: serde_json, which some

@@ -52,6 +52,9 @@ func TestCheckRefuses(t *testing.T) {
 		{in: `{"a":1}`, kind: ErrTooLarge, lim: Limits{MaxBytes: 6}},
 		{in: `[]`, kind: ErrNotObject, lim: Limits{Object: true}}, {in: `null`, kind: ErrNotObject, lim: Limits{Object: true}},
 		{in: `x`, kind: ErrSyntax, lim: Limits{Object: true}},
+		{in: `{"sender":1,"Sender":2}`, kind: ErrDuplicateKey, lim: Event},
+		{in: `{"sender":1,"\u017fENDER":2}`, kind: ErrDuplicateKey, lim: Event},
+		{in: `{"kk":1,"` + "\u212a" + `K":2}`, kind: ErrDuplicateKey, lim: Event},
 	}
 	for _, n := range []string{"-0", "1.0", "1e3", "1E3", "0.0", "0e0", "-0.0", "9007199254740992", "-9007199254740992", "10000000000000000", "1e400"} {
 		tests = append(tests, struct {
@@ -86,6 +89,11 @@ func TestCheckLimitsAreExact(t *testing.T) {
 	in := []byte(`{"a":[{"b":-9007199254740991,"c":9007199254740991,"d":0}]}`)
 	if err := Check(in, Limits{MaxBytes: len(in), MaxDepth: 3, MaxKeys: 4, Integers: true, Object: true}); err != nil {
 		t.Error(err)
+	}
+	for _, ok := range []string{`{"sender":1,"content":{"a":1,"A":2},"type":3}`, `{"ss":1,"sS_":2,"` + "\u00df" + `":3}`, `[{"a":1,"A":1}]`} {
+		if err := Check([]byte(ok), Limits{FoldTop: true}); err != nil {
+			t.Errorf("%s: %v", ok, err)
+		}
 	}
 	for _, lim := range []Limits{{MaxBytes: len(in) - 1}, {MaxDepth: 2}, {MaxKeys: 3}} {
 		if Check(in, lim) == nil {

@@ -3,6 +3,7 @@ package jsonx
 import (
 	"bytes"
 	"slices"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -208,6 +209,9 @@ func (s *scanner) close() (state, error) {
 	if f.object && duplicate(s.keys[f.firstKey:]) {
 		return finished, s.fail(ErrDuplicateKey)
 	}
+	if s.lim.FoldTop && len(s.frames) == 1 && duplicate(folded(s.keys)) {
+		return finished, s.fail(ErrDuplicateKey)
+	}
 	s.keys = s.keys[:f.firstKey]
 	s.frames = s.frames[:len(s.frames)-1]
 	s.i++
@@ -288,6 +292,30 @@ func duplicate(keys [][]byte) bool {
 		}
 	}
 	return false
+}
+
+// folded replaces the keys by forms that are the same for names that
+// strings.EqualFold takes for equal.
+func folded(keys [][]byte) [][]byte {
+	for i, k := range keys {
+		keys[i] = bytes.Map(smallestFold, k)
+	}
+	return keys
+}
+
+// smallestFold is the smallest of the code points that differ in case only.
+func smallestFold(r rune) rune {
+	if r >= 'a' && r <= 'z' {
+		return r - 'a' + 'A'
+	}
+	if r < utf8.RuneSelf {
+		return r
+	}
+	least := r
+	for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+		least = min(least, f)
+	}
+	return least
 }
 
 // str reads a string from its opening quote past its closing one.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"parley/storage"
 )
@@ -88,14 +89,20 @@ func (v *Vault) Destroy(refs ...Ref) error {
 }
 
 // RotateRoot puts the vault under a new root key, and its data keys under a
-// new epoch key. No sealed value is rewritten. If the root key lives in the
-// directory it is replaced there, otherwise the caller has stored the new one
-// before.
+// new epoch key. No sealed value is rewritten. If the root key lives in its
+// file it is replaced there, and nil makes a random one; otherwise the caller
+// has stored the new one before.
 func (v *Vault) RotateRoot(root []byte) error {
 	v.wmu.Lock()
 	defer v.wmu.Unlock()
 	if v.closed {
 		return ErrClosed
+	}
+	if root == nil && v.ownsRoot {
+		root = make([]byte, keySize)
+		if _, err := io.ReadFull(v.rand, root); err != nil {
+			return fmt.Errorf("vault: random root key: %w", err)
+		}
 	}
 	old := v.root
 	if err := v.stageRoot(root); err != nil {
@@ -128,7 +135,7 @@ func (v *Vault) stageRoot(root []byte) error {
 		}
 	}
 	if v.ownsRoot {
-		if err := v.replace(newRoot, rootLine(root)); err != nil {
+		if err := v.replace(v.rootFile+newSuffix, rootLine(root)); err != nil {
 			return unavailable("write the new root key", err)
 		}
 	}
@@ -137,11 +144,11 @@ func (v *Vault) stageRoot(root []byte) error {
 
 // promoteRoot makes root.key.new the root key and wipes the old one.
 func (v *Vault) promoteRoot() error {
-	if err := v.replace(rootFile, rootLine(v.root[:])); err != nil {
+	if err := v.replace(v.rootFile, rootLine(v.root[:])); err != nil {
 		return err
 	}
-	v.removeWiped(newRoot)
-	return v.fs.SyncDir(v.dir)
+	v.removeWiped(v.rootFile + newSuffix)
+	return v.fs.SyncDir(filepath.Dir(v.rootFile))
 }
 
 func (v *Vault) snapshot() []record {
@@ -246,7 +253,7 @@ func (v *Vault) rewrite(recs []record) error {
 	}
 	b, err := ep.encode(v.root[:], v.rand)
 	if err == nil {
-		err = v.replace(epochFile, b)
+		err = v.replace(v.path(epochFile), b)
 	}
 	if err != nil {
 		return errors.Join(unavailable("write epoch", err), l.close())

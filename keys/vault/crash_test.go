@@ -1,7 +1,6 @@
 package vault
 
 import (
-	"bytes"
 	"errors"
 	"math/rand/v2"
 	"testing"
@@ -49,7 +48,7 @@ func (w *world) life() {
 		return nil
 	}
 	var err error
-	if w.v, err = Open(Options{Dir: "/v", FS: w.fs}); err == nil {
+	if w.v, err = Open(Options{Dir: "/v", RootFile: "/elsewhere/root", FS: w.fs}); err == nil {
 		for err == nil {
 			err = w.step()
 		}
@@ -59,7 +58,7 @@ func (w *world) life() {
 	}
 	w.fs.Fail = nil
 	w.fs.Crash(w.r)
-	if w.v, err = Open(Options{Dir: "/v", FS: w.fs}); err != nil {
+	if w.v, err = Open(Options{Dir: "/v", RootFile: "/elsewhere/root", FS: w.fs}); err != nil {
 		w.t.Errorf("open after power cut: %v", err)
 		return
 	}
@@ -71,7 +70,7 @@ func (w *world) step() error {
 	case 0:
 		return w.destroy()
 	case 1:
-		return w.v.RotateRoot(bytes.Repeat([]byte{byte(w.r.IntN(256))}, 32))
+		return w.v.RotateRoot(nil)
 	default:
 		ref := Room(w.r.Uint32N(20), 0)
 		if w.r.IntN(3) == 0 {

@@ -19,8 +19,7 @@ import (
 const (
 	epochMagic = "PLYEPOC1"
 	epochFile  = "epoch"
-	rootFile   = "root.key"
-	newRoot    = "root.key.new" // while the root is being changed
+	newSuffix  = ".new" // of the root key file, while the root is being changed
 	epochSize  = 16 + nonceSize + keySize + 16 + tagSize
 )
 
@@ -104,21 +103,21 @@ func (v *Vault) unlock(b, given []byte) (epoch, error) {
 		return decodeEpoch(b, v.root[:])
 	}
 	v.ownsRoot = true
-	ep, err := v.tryRoot(rootFile, b)
+	ep, err := v.tryRoot(v.rootFile, b)
 	if err == nil {
 		return ep, nil
 	}
-	if _, e2 := v.fs.Mode(v.path(newRoot)); e2 != nil {
+	if _, e2 := v.fs.Mode(v.rootFile + newSuffix); e2 != nil {
 		return epoch{}, err
 	}
-	if ep, err = v.tryRoot(newRoot, b); err != nil {
+	if ep, err = v.tryRoot(v.rootFile+newSuffix, b); err != nil {
 		return epoch{}, err
 	}
 	return ep, v.promoteRoot()
 }
 
-func (v *Vault) tryRoot(name string, b []byte) (epoch, error) {
-	root, err := v.readRoot(name)
+func (v *Vault) tryRoot(path string, b []byte) (epoch, error) {
+	root, err := v.readRoot(path)
 	if err != nil {
 		return epoch{}, err
 	}
@@ -137,21 +136,21 @@ func (v *Vault) setRoot(root []byte) error {
 }
 
 // readRoot reads a root key file: 32 bytes in base64, one line.
-func (v *Vault) readRoot(name string) ([]byte, error) {
-	mode, err := v.fs.Mode(v.path(name))
+func (v *Vault) readRoot(path string) ([]byte, error) {
+	mode, err := v.fs.Mode(path)
 	if err != nil {
 		return nil, fmt.Errorf("vault: root key: %w", err)
 	}
 	if mode.Perm()&0o007 != 0 {
-		return nil, fmt.Errorf("vault: %s may be read by every user of this machine; run: chmod 600 %s", name, v.path(name))
+		return nil, fmt.Errorf("vault: every user of this machine may read %s; run: chmod 600 %s", path, path)
 	}
-	b, err := v.fs.ReadFile(v.path(name))
+	b, err := v.fs.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("vault: root key: %w", err)
 	}
 	root, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(root) != keySize {
-		return nil, fmt.Errorf("vault: %s isn't a root key: %w", name, ErrCorrupt)
+		return nil, fmt.Errorf("vault: %s isn't a root key: %w", path, ErrCorrupt)
 	}
 	return root, nil
 }
@@ -195,11 +194,11 @@ func (v *Vault) firstRoot(given []byte) error {
 		return v.setRoot(given)
 	}
 	v.ownsRoot = true
-	root, err := v.readRoot(rootFile)
+	root, err := v.readRoot(v.rootFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		root = make([]byte, keySize)
 		if _, err = io.ReadFull(v.rand, root); err == nil {
-			err = v.replace(rootFile, rootLine(root))
+			err = v.replace(v.rootFile, rootLine(root))
 		}
 	}
 	if err != nil {
@@ -233,10 +232,10 @@ func (v *Vault) removeOld() {
 	}
 	for _, g := range gens {
 		if g != v.log.gen {
-			v.removeWiped(logName(g))
+			v.removeWiped(v.path(logName(g)))
 		}
 	}
-	v.removeWiped(epochFile + ".tmp")
+	v.removeWiped(v.path(epochFile + ".tmp"))
 	_ = v.fs.SyncDir(v.dir)
 }
 
@@ -245,19 +244,19 @@ func (v *Vault) removeOldRoots() {
 	if !v.ownsRoot {
 		return
 	}
-	v.removeWiped(newRoot)
-	v.removeWiped(newRoot + ".tmp")
-	v.removeWiped(rootFile + ".tmp")
+	v.removeWiped(v.rootFile + newSuffix)
+	v.removeWiped(v.rootFile + newSuffix + ".tmp")
+	v.removeWiped(v.rootFile + ".tmp")
 }
 
-func (v *Vault) removeWiped(name string) {
-	b, err := v.fs.ReadFile(v.path(name))
+func (v *Vault) removeWiped(path string) {
+	b, err := v.fs.ReadFile(path)
 	if err != nil {
 		return
 	}
-	if f, err := v.fs.OpenFile(v.path(name)); err == nil {
+	if f, err := v.fs.OpenFile(path); err == nil {
 		wipe(f, len(b))
 		_ = f.Close()
 	}
-	_ = v.fs.Remove(v.path(name))
+	_ = v.fs.Remove(path)
 }

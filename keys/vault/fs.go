@@ -79,8 +79,8 @@ func (osFS) SyncDir(dir string) error {
 func (v *Vault) path(name string) string { return filepath.Join(v.dir, name) }
 
 // writeNew writes a whole file and syncs it, but not its directory entry.
-func (v *Vault) writeNew(name string, data []byte) error {
-	f, err := v.fs.Create(v.path(name))
+func (v *Vault) writeNew(path string, data []byte) error {
+	f, err := v.fs.Create(path)
 	if err != nil {
 		return err
 	}
@@ -92,21 +92,21 @@ func (v *Vault) writeNew(name string, data []byte) error {
 
 // replace puts data in place of a file in one step, durably, and overwrites
 // the blocks of the old file as far as the file system lets us.
-func (v *Vault) replace(name string, data []byte) error {
-	if err := v.writeNew(name+".tmp", data); err != nil {
+func (v *Vault) replace(path string, data []byte) error {
+	if err := v.writeNew(path+".tmp", data); err != nil {
 		return err
 	}
-	old, err := v.fs.OpenFile(v.path(name))
+	old, err := v.fs.OpenFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if old != nil {
 		defer old.Close()
 	}
-	if err := v.fs.Rename(v.path(name+".tmp"), v.path(name)); err != nil {
+	if err := v.fs.Rename(path+".tmp", path); err != nil {
 		return err
 	}
-	if err := v.fs.SyncDir(v.dir); err != nil {
+	if err := v.fs.SyncDir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	if old != nil {

@@ -2,8 +2,8 @@
 // or that says who they are, is sealed on disk. Destroying a data key erases
 // what it sealed, wherever copies of the ciphertext remain.
 //
-// Layout of the directory: root.key (0600, the key-encrypting key, or given
-// from outside), epoch (the epoch key wrapped by the root key, small,
+// Layout of the directory: root.key (0600, the key-encrypting key, unless it
+// is kept elsewhere or given from outside), epoch (the epoch key wrapped by the root key, small,
 // replaced on every destruction) and keys.<generation> (an append-only log of
 // data keys wrapped by the epoch key; rewritten whole when keys are
 // destroyed, so that no old copy can be opened any more).
@@ -96,7 +96,8 @@ type Vault struct {
 
 	wmu      sync.Mutex // held by who writes; guards the rest
 	root     [keySize]byte
-	ownsRoot bool // root.key is ours to replace
+	rootFile string
+	ownsRoot bool // the root key file is ours to replace
 	log      *keyLog
 	lastGen  uint64 // highest generation ever tried
 	nextNum  uint64
@@ -106,17 +107,21 @@ type Vault struct {
 
 // Options of Open.
 type Options struct {
-	Dir  string
-	Root []byte    // 32 bytes; nil: read or create Dir/root.key
-	Rand io.Reader // nil: crypto/rand
-	FS   FS        // nil: the file system of the machine
+	Dir      string
+	Root     []byte    // 32 bytes; nil: read or create RootFile
+	RootFile string    // "": Dir/root.key
+	Rand     io.Reader // nil: crypto/rand
+	FS       FS        // nil: the file system of the machine
 }
 
 // Open opens or creates the vault of a directory. It refuses a directory
 // whose root key other users of the machine may read, one whose files don't
 // belong together, and damage anywhere but in the unsynced end of the log.
 func Open(o Options) (*Vault, error) {
-	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader}
+	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader, rootFile: o.RootFile}
+	if v.rootFile == "" {
+		v.rootFile = v.path("root.key")
+	}
 	if v.fs == nil {
 		v.fs = osFS{}
 	}

@@ -165,7 +165,7 @@ func TestReopen(t *testing.T) {
 	if err != nil || !bytes.Equal(secret, s2) || v.Hash("user", "a", "b") != h || v.TokenHash("access", "tok") != th {
 		t.Error("secrets or hashes changed over a restart", err)
 	}
-	if st, err := os.Stat(filepath.Join(dir, rootFile)); err != nil || st.Mode().Perm() != 0o600 {
+	if st, err := os.Stat(filepath.Join(dir, "root.key")); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("root key: %v %v", st.Mode(), err)
 	}
 }
@@ -173,13 +173,13 @@ func TestReopen(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	tests := map[string]func(t *testing.T, dir string) Options{
 		"readable root key": func(t *testing.T, dir string) Options {
-			return Options{Dir: dir}.do(os.Chmod(filepath.Join(dir, rootFile), 0o644))
+			return Options{Dir: dir}.do(os.Chmod(filepath.Join(dir, "root.key"), 0o644))
 		},
 		"no epoch file": func(t *testing.T, dir string) Options {
 			return Options{Dir: dir}.do(os.Remove(filepath.Join(dir, epochFile)))
 		},
 		"no root key": func(t *testing.T, dir string) Options {
-			return Options{Dir: dir}.do(os.Remove(filepath.Join(dir, rootFile)))
+			return Options{Dir: dir}.do(os.Remove(filepath.Join(dir, "root.key")))
 		},
 		"no log": func(t *testing.T, dir string) Options {
 			return Options{Dir: dir}.do(os.Remove(filepath.Join(dir, "keys.1")))
@@ -189,7 +189,7 @@ func TestOpenRefuses(t *testing.T) {
 		},
 		"short root": func(t *testing.T, dir string) Options { return Options{Dir: dir, Root: []byte{1}} },
 		"not a root": func(t *testing.T, dir string) Options {
-			return Options{Dir: dir}.do(os.WriteFile(filepath.Join(dir, rootFile), []byte("x"), 0o600))
+			return Options{Dir: dir}.do(os.WriteFile(filepath.Join(dir, "root.key"), []byte("x"), 0o600))
 		},
 		"damaged epoch": func(t *testing.T, dir string) Options { return Options{Dir: dir}.do(flip(dir, epochFile, 30)) },
 		"damaged header": func(t *testing.T, dir string) Options {
@@ -323,6 +323,25 @@ func TestRotateRoot(t *testing.T) {
 		wantText(t, v, "r", sealed, "x")
 		if v.root != [32]byte(newRoot) {
 			t.Error("root.key has another key")
+		}
+	})
+	t.Run("random, elsewhere", func(t *testing.T) {
+		o := Options{Dir: filepath.Join(t.TempDir(), "v"), RootFile: filepath.Join(t.TempDir(), "key")}
+		v := mustOpen(t, o)
+		sealed, before := mustSeal(t, v, User(1), "r", "x"), v.root
+		if err := v.RotateRoot(nil); err != nil {
+			t.Fatal(err)
+		}
+		v = mustOpen(t, o)
+		wantText(t, v, "r", sealed, "x")
+		if v.root == before {
+			t.Error("the root key is the same")
+		}
+		if es, _ := os.ReadDir(filepath.Dir(o.RootFile)); len(es) != 1 {
+			t.Errorf("files beside the root key: %v", es)
+		}
+		if _, err := os.Stat(filepath.Join(o.Dir, "root.key")); err == nil {
+			t.Error("there is a root key in the directory, too")
 		}
 	})
 }
