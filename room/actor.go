@@ -14,6 +14,7 @@ import (
 	"parley/internal/actor"
 	"parley/internal/httpx"
 	"parley/internal/mxid"
+	"parley/room/authrules"
 	"parley/room/stateres"
 	"parley/room/statetree"
 	"parley/storage"
@@ -43,8 +44,9 @@ type hot struct {
 	load    sync.Mutex // held while the snapshot is read from storage
 	snap    atomic.Pointer[snapshot]
 	lastPos atomic.Uint64
-	graph   *stateres.Graph // the auth graph, nil until needed; only the goroutine has it
-	used    atomic.Uint64   // service-wide use counter, for eviction
+	graph   *stateres.Graph    // the auth graph, nil until needed; only the goroutine has it
+	checker *authrules.Checker // only the goroutine has it
+	used    atomic.Uint64      // service-wide use counter, for eviction
 }
 
 // snapshot is a committed moment of a room. Immutable.
@@ -93,7 +95,11 @@ func (s *Service) room(ctx context.Context, rid intern.RID) (*hot, error) {
 		if err != nil {
 			return nil, err
 		}
-		h = s.addHot(&hot{svc: s, rid: rid, id: id, version: version, impl: impl})
+		checker, err := authrules.NewChecker(impl.Version())
+		if err != nil {
+			return nil, fmt.Errorf("room: auth rules: %w", err)
+		}
+		h = s.addHot(&hot{svc: s, rid: rid, id: id, version: version, impl: impl, checker: checker})
 	}
 	h.used.Store(s.uses.Add(1))
 	return h, nil

@@ -70,11 +70,9 @@ type PushContext struct {
 	// DisplayName looks up the user's name in the room; only a deprecated
 	// condition asks for it. nil: no name.
 	DisplayName func() string
-	// PowerLevels is the content of m.room.power_levels, nil if there is none.
-	PowerLevels json.RawMessage
-	// SenderIsCreator is true where creators have power over everything (room
-	// version 12), and in rooms without power levels.
-	SenderIsCreator bool
+	// MayNotify reports whether the sender's power is enough for a kind of
+	// notification ("room"). nil: it isn't.
+	MayNotify func(kind string) bool
 }
 
 // Outbox takes local events for other servers. federation/sender has it.
@@ -91,13 +89,17 @@ type Outbox interface {
 // CreateParams is what createRoom asks for, already checked for shape.
 // spec: client-server API, "POST createRoom"
 type CreateParams struct {
-	Creator         mxid.UserID
-	Version         string // "" = the configured default
-	Preset          string // "" = from Public
-	Public          bool   // visibility: listed in the directory
-	AliasName       string // localpart
-	Name, Topic     string
-	Invite          []mxid.UserID
+	Creator     mxid.UserID
+	Version     string // "" = the configured default
+	Preset      string // "" = from Public
+	Public      bool   // visibility: listed in the directory
+	AliasName   string // localpart
+	Name, Topic string
+	Invite      []mxid.UserID
+	// CreatorContent and InviteContent have what else belongs into the member
+	// events of the creator and of invited local users: their profiles.
+	CreatorContent  map[string]json.RawMessage
+	InviteContent   map[mxid.UserID]map[string]json.RawMessage
 	IsDirect        bool
 	CreationContent map[string]json.RawMessage
 	InitialState    []StateInput
@@ -146,8 +148,9 @@ type UserRoom struct {
 	Forgotten bool
 	// Stripped is the stripped state of an invite or knock, else nil.
 	Stripped []json.RawMessage
-	// Event is the member event, nil when only stripped state is known.
-	Sender mxid.UserID
+	// Event is the member event, 0 when only stripped state is known.
+	Event  Num
+	Sender mxid.UserID // who invited or knocked; "" for the other memberships
 }
 
 // Summary counts members and names heroes.

@@ -1,6 +1,7 @@
 package room
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,15 +11,16 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 
 	"parley/internal/httpx"
+	"parley/internal/jsonx"
 	"parley/internal/mxid"
+	"parley/room/authrules"
 	"parley/room/statetree"
 )
 
 // Limits of what a local user may send.
 const (
-	maxPrev       = 10 // spec: server-server API, "PDUs": at most 20; fewer keep graphs narrow
-	maxFieldBytes = 255
-	maxEventBytes = 65535 // spec: client-server API, "Size limits"
+	maxPrev       = 10  // spec: server-server API, "PDUs": at most 20; fewer keep graphs narrow
+	maxFieldBytes = 255 // spec: client-server API, "Size limits"
 )
 
 // draft is an event that a local user wants to send.
@@ -55,7 +57,7 @@ func (w *work) unchanged(d draft) (*Event, error) {
 	if err != nil || ev == nil || ev.Sender != d.sender || ev.Flags&FlagRedacted != 0 {
 		return nil, err
 	}
-	now, err := gomatrixserverlib.CanonicalJSON(d.content)
+	now, err := jsonx.Canonical(d.content)
 	if err != nil {
 		return nil, httpx.BadJSON("The content is not valid")
 	}
@@ -72,7 +74,7 @@ func (w *work) build(d draft) (gomatrixserverlib.PDU, statetree.Root, error) {
 	if err != nil {
 		return nil, before, err
 	}
-	b, auth, err := w.fill(d, prev, before)
+	b, err := w.fill(d, prev, before)
 	if err != nil {
 		return nil, before, err
 	}
@@ -84,7 +86,7 @@ func (w *work) build(d draft) (gomatrixserverlib.PDU, statetree.Root, error) {
 	if err != nil {
 		return nil, before, buildError(err)
 	}
-	if err := allowed(pdu, auth); err != nil {
+	if err := w.checkAt(pdu, before); err != nil {
 		return nil, before, forbidden(err)
 	}
 	return pdu, before, nil
@@ -103,13 +105,11 @@ func (w *work) forwardPrev() ([]*Event, statetree.Root, error) {
 	return prev, root, err
 }
 
-// fill makes the builder of a draft with everything but hash and signature,
-// and the auth events that it will be checked against.
-func (w *work) fill(d draft, prev []*Event, before statetree.Root) (*gomatrixserverlib.EventBuilder, gomatrixserverlib.AuthEventProvider, error) {
+// fill makes the builder of a draft with everything but hash and signature.
+func (w *work) fill(d draft, prev []*Event, before statetree.Root) (*gomatrixserverlib.EventBuilder, error) {
 	proto := &gomatrixserverlib.ProtoEvent{
 		SenderID: string(d.sender), RoomID: string(w.h.id), Type: d.typ, StateKey: d.stateKey,
-		Redacts: string(d.redacts), Content: spec.RawJSON(d.content), Version: w.h.impl,
-		Depth: 1,
+		Redacts: string(d.redacts), Content: spec.RawJSON(d.content), Version: w.h.impl, Depth: 1,
 	}
 	ids := make([]string, len(prev))
 	for i, e := range prev {
@@ -117,84 +117,61 @@ func (w *work) fill(d draft, prev []*Event, before statetree.Root) (*gomatrixser
 		proto.Depth = max(proto.Depth, min(e.Depth, maxDepth-1)+1)
 	}
 	proto.PrevEvents = ids
-	needed, err := gomatrixserverlib.StateNeededForProtoEvent(proto)
+	auth, err := w.authFor(d, before)
 	if err != nil {
-		return nil, nil, httpx.BadJSON("The content of the event is not valid")
+		return nil, err
 	}
-	auth, refs, err := w.authEvents(needed, before)
-	if err != nil {
-		return nil, nil, err
-	}
-	proto.AuthEvents = refs
+	proto.AuthEvents = auth
 	if d.typ == typeCreate && w.h.impl.DomainlessRoomIDs() {
 		proto.RoomID = ""
 	}
-	return w.h.impl.NewEventBuilderFromProtoEvent(proto), auth, nil
+	return w.h.impl.NewEventBuilderFromProtoEvent(proto), nil
 }
 
-// authEvents looks up the state that authorising needs. refs are the IDs to
-// list in auth_events: without the create event from room version 12 on.
-func (w *work) authEvents(needed gomatrixserverlib.StateNeeded, root statetree.Root) (gomatrixserverlib.AuthEventProvider, []string, error) {
-	var pdus []gomatrixserverlib.PDU
-	refs := []string{}
-	for _, t := range needed.Tuples() {
-		ev, err := w.get(root, t.EventType, t.StateKey)
+// authFor selects the auth events of a draft.
+// spec: server-server API, "Auth events selection"
+func (w *work) authFor(d draft, before statetree.Root) ([]string, error) {
+	keys, err := authrules.Select(gomatrixserverlib.RoomVersion(w.h.version), d.typ, string(d.sender), d.stateKey, d.content)
+	if err != nil {
+		return nil, fmt.Errorf("room: select auth events: %w", err)
+	}
+	ids := make([]string, 0, len(keys))
+	for _, k := range keys {
+		ev, err := w.get(before, k.Type, k.StateKey)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		if ev == nil {
-			continue
-		}
-		pdu, err := ev.PDU()
-		if err != nil {
-			return nil, nil, err
-		}
-		pdus = append(pdus, pdu)
-		if ev.Type != typeCreate || !w.h.impl.DomainlessRoomIDs() {
-			refs = append(refs, string(ev.ID))
+		if ev != nil {
+			ids = append(ids, string(ev.ID))
 		}
 	}
-	auth, err := gomatrixserverlib.NewAuthEvents(pdus)
-	return auth, refs, err
+	return ids, nil
 }
 
-// checkAt checks an event against the auth rules with the auth events of a
-// state. The error is a *notAllowed if the rules refuse it.
+// checkAt checks an event against the auth rules with a state. The error is an
+// *authrules.NotAllowed if the rules refuse it.
 func (w *work) checkAt(pdu gomatrixserverlib.PDU, root statetree.Root) error {
-	auth, _, err := w.authEvents(gomatrixserverlib.StateNeededForAuth([]gomatrixserverlib.PDU{pdu}), root)
-	if err != nil {
-		return err
-	}
-	return allowed(pdu, auth)
+	return w.h.checker.Allowed(w.ctx, pdu, func(_ context.Context, typ, key string) (gomatrixserverlib.PDU, error) {
+		ev, err := w.get(root, typ, key)
+		if err != nil || ev == nil {
+			return nil, err
+		}
+		return ev.PDU()
+	})
 }
 
-// notAllowed is a refusal by the auth rules. Its text may name people: it must
-// not be logged or shown.
-type notAllowed struct{ cause error }
-
-func (e *notAllowed) Error() string { return "the auth rules refuse the event" }
-
-func allowed(pdu gomatrixserverlib.PDU, auth gomatrixserverlib.AuthEventProvider) error {
-	err := gomatrixserverlib.Allowed(pdu, auth, userIDOf)
-	if err != nil {
-		return &notAllowed{err}
+// forbidden is what a client hears when the rules refuse its event.
+func forbidden(err error) error {
+	if authrules.IsNotAllowed(err) {
+		return httpx.Forbidden("You don't have permission to do that in this room")
 	}
-	return nil
+	return err
 }
 
 // userIDOf is the identity: senders are user IDs in all versions of the
 // specification.
 func userIDOf(_ spec.RoomID, id spec.SenderID) (*spec.UserID, error) {
 	return spec.NewUserID(string(id), true)
-}
-
-// forbidden is what a client hears when the rules refuse its event.
-func forbidden(err error) error {
-	var no *notAllowed
-	if errors.As(err, &no) {
-		return httpx.Forbidden("You don't have permission to do that in this room")
-	}
-	return err
 }
 
 // buildError turns what the event builder refuses into a client's error.

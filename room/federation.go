@@ -79,12 +79,3 @@ func (s *Service) HandleBackfill(ctx context.Context, origin mxid.ServerName, ro
 func (s *Service) HandleTimestampToEvent(ctx context.Context, origin mxid.ServerName, room mxid.RoomID, ts int64, forward bool) (mxid.EventID, int64, error) {
 	panic("unimplemented")
 }
-
-// ReceiveTyping and ReceiveReceipts apply EDUs whose origin has been checked
-// against the user's server; users who aren't joined are ignored.
-func (s *Service) ReceiveTyping(ctx context.Context, origin mxid.ServerName, room mxid.RoomID, user mxid.UserID, typing bool) error {
-	panic("unimplemented")
-}
-func (s *Service) ReceiveReceipts(ctx context.Context, origin mxid.ServerName, content json.RawMessage) error {
-	panic("unimplemented")
-}

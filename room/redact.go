@@ -39,7 +39,7 @@ func (w *work) redactIfAllowed(target, by *Event) error {
 		if err != nil {
 			return err
 		}
-		if p.user(by.Sender) < p.redact() {
+		if p.User(string(by.Sender)) < p.Redact() {
 			return nil
 		}
 	}

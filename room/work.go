@@ -37,6 +37,7 @@ type work struct {
 	added    []*Event // new to the store, or changed, in order
 	byNum    map[Num]*Event
 	byHash   map[[32]byte]Num
+	txns     map[string]Num               // transactions of this batch, by row key
 	ops      []func(tx *storage.Tx) error // in order, on the commit goroutine
 	wake     []uint32
 	after    []func() // once durable and visible
@@ -52,7 +53,7 @@ func newWork(ctx context.Context, h *hot, sn *snapshot) *work {
 		sum: sn.sum, ext: sn.ext, local: sn.local, servers: sn.servers,
 		nodes: nodes, tree: h.tree.With(nodes),
 		ring: sn.ring, ringFrom: sn.ringFrom,
-		byNum: map[Num]*Event{}, byHash: map[[32]byte]Num{}, graphFrom: -1,
+		byNum: map[Num]*Event{}, byHash: map[[32]byte]Num{}, txns: map[string]Num{}, graphFrom: -1,
 	}
 }
 
