@@ -282,6 +282,7 @@ func (h *hot) commit(w *work) error {
 // transaction that has the position.
 func (s *Service) touch(tx *storage.Tx, rid intern.RID, pos uint64) {
 	tx.OnCommit(func() {
+		s.changes.add(rid, pos)
 		s.mu.Lock()
 		h := s.hot[rid]
 		s.mu.Unlock()

@@ -118,7 +118,10 @@ func (s *Service) appended(w *work, ev *Event) func(tx *storage.Tx) error {
 			tx.Delete(keyNotices(w.h.rid, false).U64(uint64(redacted.Ord)))
 			tx.Delete(keyNotices(w.h.rid, true).U64(uint64(redacted.Ord)))
 		}
-		tx.OnCommit(func() { s.unread.added(w.h.rid, ev, n, own, redacted != nil) })
+		tx.OnCommit(func() {
+			s.unread.added(w.h.rid, ev, n, own, redacted != nil)
+			s.changes.add(w.h.rid, ev.Ord.Pos())
+		})
 		return nil
 	}
 }

@@ -139,7 +139,7 @@ func (w *work) setMember(cause *Event, user mxid.UserID, was, is Membership, n N
 		if is != None {
 			tx.Put(keyMember(rid, is, remote, uid), encodeNum(uint64(n)))
 		}
-		return putUserRoom(tx, uid, rid, userRoom{membership: is, ord: cause.Ord, n: n})
+		return w.svc.putUserRoom(tx, uid, rid, userRoom{membership: is, ord: cause.Ord, n: n})
 	})
 	w.count(was, -1)
 	w.count(is, +1)
@@ -156,9 +156,9 @@ func (w *work) setMember(cause *Event, user mxid.UserID, was, is Membership, n N
 // putUserRoom writes an mu row, keeping whether the user has forgotten the
 // room for as long as they stay out of it, and drops stripped state, which the
 // room's own state replaces.
-func putUserRoom(tx *storage.Tx, uid intern.UID, rid intern.RID, u userRoom) error {
+func (s *Service) putUserRoom(tx *storage.Tx, uid intern.UID, rid intern.RID, u userRoom) error {
 	if u.membership == None {
-		tx.Delete(keyUserRoom(uid, rid))
+		s.setUserRoom(tx, uid, rid, u)
 		tx.Delete(keyStripped(uid, rid))
 		return nil
 	}
@@ -176,7 +176,7 @@ func putUserRoom(tx *storage.Tx, uid intern.UID, rid intern.RID, u userRoom) err
 			tx.Delete(keyStripped(uid, rid))
 		}
 	}
-	tx.Put(keyUserRoom(uid, rid), u.encode())
+	s.setUserRoom(tx, uid, rid, u)
 	return nil
 }
 

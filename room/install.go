@@ -194,7 +194,7 @@ func (w *work) install(state []Num, join gomatrixserverlib.PDU) (*Event, error) 
 		u := userRoom{membership: m.membership(), n: m.Num}
 		w.op(func(tx *storage.Tx) error {
 			u.ord = ev.Ord
-			return putUserRoom(tx, uid, w.h.rid, u)
+			return w.svc.putUserRoom(tx, uid, w.h.rid, u)
 		})
 	}
 	return ev, nil

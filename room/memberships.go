@@ -424,10 +424,10 @@ func (s *Service) Forget(ctx context.Context, room mxid.RoomID, user mxid.UserID
 	if !ok || !known {
 		return errNotMember
 	}
-	return s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { return forget(tx, uid, rid) })
+	return s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { return s.forget(tx, uid, rid) })
 }
 
-func forget(tx *storage.Tx, uid intern.UID, rid intern.RID) error {
+func (s *Service) forget(tx *storage.Tx, uid intern.UID, rid intern.RID) error {
 	row, err := tx.Get(keyUserRoom(uid, rid))
 	if errors.Is(err, storage.ErrNotFound) {
 		return errNotMember
@@ -443,6 +443,6 @@ func forget(tx *storage.Tx, uid intern.UID, rid intern.RID) error {
 		return httpx.Err(400, "M_UNKNOWN", "You have to leave the room before you can forget it")
 	}
 	u.forgotten = true
-	tx.Put(keyUserRoom(uid, rid), u.encode())
+	s.setUserRoom(tx, uid, rid, u)
 	return nil
 }

@@ -55,7 +55,7 @@ func (w *work) setOutOfBand(o outOfBand) error {
 		} else {
 			tx.Delete(key)
 		}
-		return putUserRoom(tx, uid, w.h.rid, userRoom{membership: o.membership, stripped: sealed != nil, ord: LiveOrd(pos)})
+		return w.svc.putUserRoom(tx, uid, w.h.rid, userRoom{membership: o.membership, stripped: sealed != nil, ord: LiveOrd(pos)})
 	})
 	w.wake = append(w.wake, uint32(uid))
 	return nil

@@ -45,8 +45,10 @@ type Service struct {
 	cache *eventCache
 	uses  atomic.Uint64
 
-	typing *typingTable
-	unread *unreadCache
+	typing  *typingTable
+	unread  *unreadCache
+	lists   *roomLists
+	changes *changeLog
 
 	mu  sync.Mutex
 	hot map[intern.RID]*hot
@@ -70,6 +72,8 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{cfg: cfg, self: self, nodes: statetree.NewCache(nodeCacheBytes), cache: newEventCache(), hot: map[intern.RID]*hot{}}
 	s.typing = newTypingTable(cfg.Clock, s.typingEnded)
 	s.unread = newUnreadCache(cfg.Commit.Head())
+	s.lists = newRoomLists()
+	s.changes = newChangeLog(cfg.Commit.Head())
 	return s, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"parley/internal/mxid"
 	"parley/room"
 )
 
@@ -242,9 +241,5 @@ func (c memberCount) holds(in *input) bool {
 type notificationPermission string
 
 func (c notificationPermission) holds(in *input) bool {
-	if in.rc.SenderIsCreator {
-		return true
-	}
-	p := in.ev.power(in.rc.PowerLevels)
-	return p.user(mxid.UserID(in.ev.ev.Sender)) >= p.notification(string(c))
+	return in.rc.MayNotify != nil && in.rc.MayNotify(string(c))
 }

@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"parley/internal/mxid"
 	"parley/room"
 )
 
@@ -19,9 +18,8 @@ type opened struct {
 	ev   *room.Event
 	root map[string]any // numbers as json.Number
 
-	mu     sync.Mutex
-	texts  map[string]*text // folded values by their own text
-	levels *powerLevels
+	mu    sync.Mutex
+	texts map[string]*text // folded values by their own text
 }
 
 // open parses an event. Bytes that aren't an object give an event without
@@ -63,67 +61,6 @@ func (o *opened) text(s string) *text {
 		o.texts[s] = t
 	}
 	return t
-}
-
-// power returns the room's power levels, parsed at first use. All calls for
-// one event pass the same levels.
-func (o *opened) power(raw json.RawMessage) *powerLevels {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.levels == nil {
-		o.levels = parsePowerLevels(raw)
-	}
-	return o.levels
-}
-
-// powerLevels is what push conditions look at.
-// spec: client-server API, m.room.power_levels
-type powerLevels struct {
-	Users         map[mxid.UserID]level `json:"users"`
-	UsersDefault  level                 `json:"users_default"`
-	Notifications map[string]level      `json:"notifications"`
-}
-
-// level is a power level; old rooms may have it as a string.
-type level int64
-
-// UnmarshalJSON takes integers and, as old room versions allow, strings of
-// them; anything else counts as 0, so that one bad entry spoils nothing.
-func (l *level) UnmarshalJSON(b []byte) error {
-	var n json.Number
-	if json.Unmarshal(bytes.Trim(b, `"`), &n) != nil {
-		return nil
-	}
-	if i, err := n.Int64(); err == nil {
-		*l = level(i)
-	}
-	return nil
-}
-
-// defaultNotificationLevel is the level to notify a whole room where the
-// power levels don't say. spec: m.room.power_levels, "notifications"
-const defaultNotificationLevel = 50
-
-func parsePowerLevels(raw json.RawMessage) *powerLevels {
-	p := &powerLevels{}
-	if json.Unmarshal(raw, p) != nil {
-		return &powerLevels{}
-	}
-	return p
-}
-
-func (p *powerLevels) user(u mxid.UserID) level {
-	if l, ok := p.Users[u]; ok {
-		return l
-	}
-	return p.UsersDefault
-}
-
-func (p *powerLevels) notification(key string) level {
-	if l, ok := p.Notifications[key]; ok {
-		return l
-	}
-	return defaultNotificationLevel
 }
 
 // splitPath cuts a dot-separated property path.
