@@ -32,6 +32,7 @@ type Committer struct {
 	cancel   context.CancelFunc
 	preludes []func(tx *Tx) bool
 	head     atomic.Uint64
+	failure  atomic.Pointer[error] // of the last group; nil: it worked
 	stopped  chan struct{}
 	wake     chan struct{} // capacity 1
 
@@ -140,6 +141,15 @@ func (c *Committer) enqueue(r *request) error {
 // Head is the last durable stream position (0 before the first).
 func (c *Committer) Head() uint64 { return c.head.Load() }
 
+// Healthy is nil, or why the last group of transactions couldn't be written.
+// The next group tries again.
+func (c *Committer) Healthy() error {
+	if err := c.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Len is the number of transactions that wait.
 func (c *Committer) Len() int {
 	c.mu.Lock()
@@ -244,7 +254,10 @@ func (c *Committer) commit(g *group) error {
 		return nil
 	}
 	err := c.write(g)
-	if err == nil {
+	if err != nil {
+		c.failure.Store(&err)
+	} else {
+		c.failure.Store(nil)
 		for _, f := range g.hooks {
 			f()
 		}

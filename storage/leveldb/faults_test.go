@@ -232,11 +232,15 @@ func TestCommitterSurvivesAFailingDisk(t *testing.T) {
 	if err := step(&ran2); !errors.Is(err, storage.ErrUnavailable) {
 		t.Fatal(err)
 	}
+	if err := c.Healthy(); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("health: %v", err)
+	}
 	if !ran || ran2 || c.Head() != 1 {
 		t.Fatalf("hooks %v %v, head %d", ran, ran2, c.Head())
 	}
 	d.SetFault(nil)
 	must(t, step(&ran2))
+	must(t, c.Healthy())
 	if !ran2 || c.Head() != 2 || !has(t, e, string(storage.K("ps").U64(2))) || has(t, e, string(storage.K("ps").U64(3))) {
 		t.Fatalf("head %d", c.Head())
 	}
