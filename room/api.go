@@ -42,14 +42,15 @@ type Remote interface {
 	TimestampToEvent(ctx context.Context, to mxid.ServerName, room mxid.RoomID, ts int64, forward bool) (mxid.EventID, int64, error)
 }
 
-// MakeResult is the answer to make_join, make_leave and make_knock.
-type MakeResult struct {
+// MakeResult is the answer to make_join, make_leave and make_knock. It and
+// SendJoinResult are aliases, so that a Remote need not import this package.
+type MakeResult = struct {
 	Version string
 	Event   json.RawMessage // a template; only named fields of it are used
 }
 
 // SendJoinResult is the answer to send_join v2.
-type SendJoinResult struct {
+type SendJoinResult = struct {
 	State     []json.RawMessage
 	AuthChain []json.RawMessage
 	Event     json.RawMessage // the join as the resident server signed it (restricted joins)
