@@ -75,7 +75,9 @@ func (w *work) addOutlier(pdu gomatrixserverlib.PDU, flags Flags) (*Event, error
 	if err != nil {
 		return nil, err
 	}
-	w.sum.next++
+	if err := w.enlist(ev); err != nil {
+		return nil, err
+	}
 	if err := w.put(ev); err != nil {
 		return nil, err
 	}
@@ -167,8 +169,7 @@ func (w *work) fresh(pdu gomatrixserverlib.PDU, flags Flags, txn string) (ev *Ev
 		return nil, false, err
 	}
 	if had == nil {
-		w.sum.next++
-		return ev, false, nil
+		return ev, false, w.enlist(ev)
 	}
 	ev.Num = had.Num
 	if had.Flags&FlagRedacted != 0 { // it was redacted while an outlier
@@ -178,7 +179,19 @@ func (w *work) fresh(pdu gomatrixserverlib.PDU, flags Flags, txn string) (ev *Ev
 		keep.RedactedBy, keep.meta.redactedBy = had.RedactedBy, had.RedactedBy
 		ev = keep
 	}
+	w.byNum[ev.Num] = ev
 	return ev, true, nil
+}
+
+// enlist takes the number of a new event, so that states which have it can be
+// worked with before it is stored.
+func (w *work) enlist(ev *Event) error {
+	w.sum.next++
+	w.byNum[ev.Num] = ev
+	if ev.IsState() {
+		return w.addToGraph(ev)
+	}
+	return nil
 }
 
 // store stages the rows of an event that has its state and, if it will have
@@ -212,8 +225,6 @@ func (w *work) setState(ev *Event, before statetree.Root) error {
 	if !ev.IsState() || ev.Flags&FlagRejected != 0 {
 		return nil
 	}
-	// Numbers of staged events must be known to apply.
-	w.byNum[ev.Num] = ev
 	after, err := w.apply(before, []statetree.Change{{Key: uint32(ev.meta.kid), Value: uint32(ev.Num)}})
 	if err != nil {
 		return err

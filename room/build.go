@@ -184,7 +184,8 @@ func buildError(err error) error {
 		return httpx.BadJSON("The event is not valid")
 	}
 	var bad gomatrixserverlib.BadJSONError
-	if errors.As(err, &bad) {
+	var typ *json.UnmarshalTypeError // a number too great for anything
+	if errors.As(err, &bad) || errors.As(err, &typ) {
 		return httpx.BadJSON("The content has numbers or text that this room version doesn't allow")
 	}
 	return fmt.Errorf("room: build event: %w", err)

@@ -38,7 +38,7 @@ func (ns nodeStore) Node(ctx context.Context, id uint64) ([]byte, error) {
 // loadSnapshot reads what a room's owner keeps in memory. A room without a
 // summary row gives an empty snapshot.
 func (s *Service) loadSnapshot(ctx context.Context, h *hot) (*snapshot, error) {
-	sn := &snapshot{sum: summary{next: 1, nextNode: 1, back: LiveOrd(0)}}
+	sn := &snapshot{sum: summary{next: 1, nextNode: 1, back: LiveOrd(0)}, ringFrom: LiveOrd(0)}
 	row, err := s.cfg.KV.Get(ctx, keyRoom(h.rid))
 	if errors.Is(err, storage.ErrNotFound) {
 		return sn, nil
@@ -49,7 +49,7 @@ func (s *Service) loadSnapshot(ctx context.Context, h *hot) (*snapshot, error) {
 	if sn.sum, err = decodeSummary(row); err != nil {
 		return nil, err
 	}
-	sn.ringFrom = sn.sum.last
+	sn.ringFrom = max(sn.sum.last, LiveOrd(0))
 	if sn.ext, err = s.events(ctx, h, sn.sum.ext); err != nil {
 		return nil, err
 	}

@@ -34,7 +34,8 @@ func (w *work) redactIfAllowed(target, by *Event) error {
 	if target.Flags&FlagRedacted != 0 || target.Type == typeCreate {
 		return nil
 	}
-	if target.Sender.Server() != by.Sender.Server() {
+	byRules := w.h.version == "1" || w.h.version == "2"
+	if !byRules && target.Sender.Server() != by.Sender.Server() {
 		p, err := w.powersAt(by.meta.before)
 		if err != nil {
 			return err

@@ -212,17 +212,12 @@ func (w *work) get(root statetree.Root, typ, key string) (*Event, error) {
 	return w.event(Num(n))
 }
 
-// put stages a new event's own rows and gives it its number. Its Ord is known
+// put stages a new event's own rows. Its Ord is known
 // when the transaction runs, so the meta row is encoded there.
 func (w *work) put(ev *Event) error {
 	body, err := w.seal(ev)
 	if err != nil {
 		return err
-	}
-	if ev.IsState() {
-		if err := w.addToGraph(ev); err != nil {
-			return err
-		}
 	}
 	w.remember(ev)
 	rid, n := w.h.rid, ev.Num
