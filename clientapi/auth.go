@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"parley/internal/httpx"
+	"parley/user"
 )
 
 // authKind says whom a route wants.
@@ -19,29 +20,34 @@ const (
 // maxToken bounds an access token in bytes.
 const maxToken = 512
 
-// authenticate finds the session of the request's access token. Tokens in the
-// URL are refused: URLs end up in the logs of proxies.
-// spec: "Using access tokens"
+// authenticate finds the session of the request's access token.
 func (a *API) authenticate(r *request) error {
 	if r.rt.auth == authNone {
 		return nil
 	}
-	token, ok := bearer(r.http.Header)
-	if !ok {
-		if r.rt.auth == authOptional {
-			return nil
-		}
-		return httpx.Err(http.StatusUnauthorized, "M_MISSING_TOKEN", "Missing access token")
+	if _, ok := bearer(r.http.Header); !ok && r.rt.auth == authOptional {
+		return nil
 	}
-	if len(token) > maxToken {
-		return httpx.Err(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "Unknown access token")
-	}
-	s, err := a.users.Authenticate(r.ctx, token)
+	s, err := a.Authenticate(r.http)
 	if err != nil {
 		return err
 	}
-	r.Session, r.authed, r.token = s, true, token
+	r.Session, r.authed = s, true
 	return nil
+}
+
+// Authenticate finds the session of a request's access token, for this and
+// other packages. Tokens in the URL are refused: URLs end up in the logs of
+// proxies. M_MISSING_TOKEN or M_UNKNOWN_TOKEN. spec: "Using access tokens"
+func (a *API) Authenticate(r *http.Request) (user.Session, error) {
+	token, ok := bearer(r.Header)
+	if !ok {
+		return user.Session{}, httpx.Err(http.StatusUnauthorized, "M_MISSING_TOKEN", "Missing access token")
+	}
+	if len(token) > maxToken {
+		return user.Session{}, httpx.Err(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "Unknown access token")
+	}
+	return a.users.Authenticate(r.Context(), token)
 }
 
 // bearer reads the token of the Authorization header.

@@ -3,6 +3,7 @@ package clientapi
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strconv"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"parley/internal/jsonx"
 	"parley/internal/mxid"
 	"parley/room"
+	"parley/storage"
 )
 
 const (
@@ -179,7 +181,7 @@ func (a *API) stateEvent(r *request) (any, error) {
 		return nil, err
 	}
 	if format == "event" {
-		return a.rooms.FormatClient(r.ctx, ev, room.FormatOptions{Viewer: r.User})
+		return a.rooms.FormatClient(r.ctx, ev, room.FormatOptions{Viewer: r.User, Device: r.Device})
 	}
 	return content(ev)
 }
@@ -195,35 +197,54 @@ func content(ev *room.Event) (json.RawMessage, error) {
 	return c.Content, nil
 }
 
-// stateEvents writes events without what only timelines need.
+// stateEvents writes events of one room without what only timelines need.
 func (a *API) stateEvents(r *request, evs []*room.Event) ([]json.RawMessage, error) {
-	out := make([]json.RawMessage, 0, len(evs))
-	for _, ev := range evs {
-		raw, err := a.rooms.FormatClient(r.ctx, ev, room.FormatOptions{Viewer: r.User})
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, raw)
-	}
-	return out, nil
+	return a.format(r, evs, room.FormatOptions{Viewer: r.User, StateList: true})
 }
 
-// timelineEvents writes events with their bundled relations and what only the
-// sending device hears.
+// timelineEvents writes events of one room with their bundled relations and
+// what only the sending device hears.
 func (a *API) timelineEvents(r *request, evs []*room.Event) ([]json.RawMessage, error) {
-	out := make([]json.RawMessage, 0, len(evs))
-	for _, ev := range evs {
-		raw, err := a.timelineEvent(r, ev)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, raw)
+	ignored, err := a.ignored(r)
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	return a.format(r, evs, room.FormatOptions{Viewer: r.User, Device: r.Device, Aggregate: true, Ignored: ignored})
+}
+
+func (a *API) format(r *request, evs []*room.Event, o room.FormatOptions) ([]json.RawMessage, error) {
+	if len(evs) == 0 {
+		return []json.RawMessage{}, nil
+	}
+	return a.rooms.FormatAll(r.ctx, evs[0].RID, evs, o)
 }
 
 func (a *API) timelineEvent(r *request, ev *room.Event) (json.RawMessage, error) {
-	return a.rooms.FormatClient(r.ctx, ev, room.FormatOptions{Viewer: r.User, Aggregate: true})
+	list, err := a.timelineEvents(r, []*room.Event{ev})
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+// ignored says whom the user ignores; nil: nobody.
+// spec: "Ignoring Users"
+func (a *API) ignored(r *request) (func(mxid.UserID) bool, error) {
+	if r.ignoredRead {
+		return r.ignored, nil
+	}
+	raw, err := a.users.AccountData(r.ctx, r.User, "", "m.ignored_user_list")
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return nil, err
+	}
+	var list struct {
+		Users map[mxid.UserID]json.RawMessage `json:"ignored_users"`
+	}
+	if err == nil && json.Unmarshal(raw, &list) == nil && len(list.Users) > 0 {
+		r.ignored = func(u mxid.UserID) bool { _, ok := list.Users[u]; return ok && u != r.User }
+	}
+	r.ignoredRead = true
+	return r.ignored, nil
 }
 
 // event is GET /rooms/{roomId}/event/{eventId}.
@@ -334,6 +355,9 @@ func (a *API) messagesParams(r *request) (p room.MessagesParams, err error) {
 		return p, err
 	}
 	p.User = r.User
+	if p.Ignored, err = a.ignored(r); err != nil {
+		return p, err
+	}
 	if p.Backwards, err = r.queryDir(""); err != nil {
 		return p, err
 	}

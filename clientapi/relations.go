@@ -51,6 +51,9 @@ func (a *API) relationsParams(r *request) (p room.RelationsParams, err error) {
 		return p, err
 	}
 	p.User, p.RelType, p.Type = r.User, r.params["relType"], r.params["eventType"]
+	if p.Ignored, err = a.ignored(r); err != nil {
+		return p, err
+	}
 	if p.Backwards, err = r.queryDir("b"); err != nil {
 		return p, err
 	}

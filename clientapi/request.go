@@ -32,9 +32,11 @@ type request struct {
 	http         *http.Request
 	rt           *route
 	user.Session        // zero without authentication
-	authed       bool   // whether there is a session
-	token        string // the access token, "" without
+	authed       bool // whether there is a session
 	params       map[string]string
+
+	ignored     func(mxid.UserID) bool // once ignoredRead
+	ignoredRead bool
 }
 
 // wrap turns a route into an echo handler: parameters, authentication, rate

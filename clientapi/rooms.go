@@ -72,8 +72,25 @@ func (a *API) createParams(r *request, q createRequest) (room.CreateParams, erro
 	if p.Invite, err = parseUsers(q.Invite, maxInvites); err != nil {
 		return p, err
 	}
-	p.InitialState, err = parseInitialState(q.InitialState)
-	return p, err
+	if p.InitialState, err = parseInitialState(q.InitialState); err != nil {
+		return p, err
+	}
+	return p, a.nameMembers(r, &p)
+}
+
+// nameMembers adds what the creator and the invited users of this server are
+// called to their member events.
+func (a *API) nameMembers(r *request, p *room.CreateParams) (err error) {
+	if p.CreatorContent, err = a.memberProfile(r, p.Creator); err != nil {
+		return err
+	}
+	p.InviteContent = map[mxid.UserID]map[string]json.RawMessage{}
+	for _, u := range p.Invite {
+		if p.InviteContent[u], err = a.memberProfile(r, u); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (q createRequest) check() error {

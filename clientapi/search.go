@@ -175,7 +175,7 @@ func (a *API) findEvents(r *request, s *eventSearch) ([]hit, error) {
 
 // scanRoom reads one room backwards.
 func (a *API) scanRoom(r *request, s *eventSearch, ur room.UserRoom, budget int) (hits []hit, read int, err error) {
-	to := ^room.Ord(0)
+	to := room.LiveOrd(1 << 62) // after everything
 	for read < budget {
 		evs, more, err := a.rooms.Timeline(r.ctx, ur.RID, 0, to, scanPage)
 		if err != nil {

@@ -153,7 +153,7 @@ func strippedChild(ev *room.Event, body json.RawMessage) (json.RawMessage, error
 // localSummary describes a room that this server is in; found is false
 // otherwise.
 func (a *API) localSummary(r *request, id mxid.RoomID) (s summary, rid intern.RID, found bool, err error) {
-	rid, version, known, err := a.rooms.Lookup(r.ctx, id)
+	rid, _, known, err := a.rooms.Lookup(r.ctx, id)
 	if err != nil || !known {
 		return s, 0, false, err
 	}
@@ -163,25 +163,9 @@ func (a *API) localSummary(r *request, id mxid.RoomID) (s summary, rid intern.RI
 	if s.PublicRoom, err = a.rooms.Preview(r.ctx, rid); err != nil {
 		return s, 0, false, err
 	}
-	s.Version = version
-	if s.Encryption, err = a.roomEncryption(r, rid); err != nil {
-		return s, 0, false, err
-	}
+	s.Version, s.Encryption = s.PublicRoom.Version, s.PublicRoom.Encryption
 	s.Allowed, err = a.allowedRooms(r, rid, s.JoinRule)
 	return s, rid, true, err
-}
-
-func (a *API) roomEncryption(r *request, rid intern.RID) (string, error) {
-	var c struct {
-		Algorithm json.RawMessage `json:"algorithm"`
-	}
-	if _, err := a.stateContent(r, rid, "m.room.encryption", "", &c); err != nil {
-		return "", err
-	}
-	if s := text(c.Algorithm); s != nil {
-		return *s, nil
-	}
-	return "", nil
 }
 
 // stateContent reads the content of a current state event into v, leaving it
@@ -356,14 +340,24 @@ func parseHierarchy(raw json.RawMessage, id mxid.RoomID) *remoteSpace {
 		return nil
 	}
 	out := &remoteSpace{room: h.Room, children: map[mxid.RoomID]hierarchyRoom{}, inaccessible: map[mxid.RoomID]bool{}}
+	h.Room.trust()
 	for _, c := range h.Children {
-		c.Membership = ""
+		c.trust()
 		out.children[c.RoomID] = c
 	}
 	for _, c := range h.Inaccessible {
 		out.inaccessible[c] = true
 	}
 	return out
+}
+
+// trust completes what another server says: no join rule means public.
+// spec: "RoomSummary", join_rule
+func (h *hierarchyRoom) trust() {
+	h.Membership = ""
+	if h.JoinRule == "" {
+		h.JoinRule = "public"
+	}
 }
 
 // childrenOf reads the children of a space as another server described it.
