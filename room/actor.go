@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -260,7 +261,7 @@ func (h *hot) commit(w *work) error {
 	if len(w.ops) == 0 {
 		return nil
 	}
-	err := h.svc.cfg.Commit.Do(w.ctx, w.write)
+	err := h.transact(w)
 	if err != nil {
 		h.svc.cfg.Log.Warn("a room's transaction failed", "events", len(w.added), "error", err)
 		h.snap.Store(nil)
@@ -270,11 +271,28 @@ func (h *hot) commit(w *work) error {
 		}
 		return fmt.Errorf("room: commit: %w", err)
 	}
+	if w.wakeRoom {
+		for _, u := range w.local {
+			w.wake = append(w.wake, uint32(u))
+		}
+	}
 	h.svc.cfg.Hub.Wake(w.wake...)
 	for _, f := range w.after {
 		f()
 	}
 	return nil
+}
+
+// transact runs the transaction. A panic in it is a bug; it fails the batch,
+// not the process.
+func (h *hot) transact(w *work) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.svc.cfg.Log.Error("panic in a room's transaction", "stack", string(debug.Stack()))
+			err = errors.New("room: internal error")
+		}
+	}()
+	return h.svc.cfg.Commit.Do(w.ctx, w.write)
 }
 
 // touch makes pos the last position at which a sync must look at the room: for

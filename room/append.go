@@ -2,6 +2,7 @@ package room
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/matrix-org/gomatrixserverlib"
 
@@ -237,20 +238,11 @@ func (w *work) setState(ev *Event, before statetree.Root) error {
 func (w *work) advance(ev *Event) {
 	ext := make([]*Event, 0, len(w.ext)+1)
 	for _, e := range w.ext {
-		if !containsNum(ev.meta.prev, e.Num) {
+		if !slices.Contains(ev.meta.prev, e.Num) {
 			ext = append(ext, e)
 		}
 	}
 	w.ext = append(ext, ev)
-}
-
-func containsNum(ns []Num, n Num) bool {
-	for _, m := range ns {
-		if m == n {
-			return true
-		}
-	}
-	return false
 }
 
 // currentRoot is the room's state with the extremities that w has. A message
@@ -318,9 +310,7 @@ func (w *work) wentLive(ev *Event, old statetree.Root) error {
 // wakeLocal wakes the local users who see the event: those joined now, and
 // whoever's membership it changes.
 func (w *work) wakeLocal(ev *Event) {
-	for _, u := range w.local {
-		w.wake = append(w.wake, uint32(u))
-	}
+	w.wakeRoom = true
 	if ev.membership() != None && mxid.UserID(*ev.StateKey).Server() == w.svc.cfg.ServerName {
 		if u, ok, err := w.svc.cfg.Intern.LookupUser(w.ctx, mxid.UserID(*ev.StateKey)); err == nil && ok {
 			w.wake = append(w.wake, uint32(u))
@@ -329,11 +319,16 @@ func (w *work) wakeLocal(ev *Event) {
 }
 
 // sendOut queues a local event for the servers that were in the room before or
-// are after it.
+// are after it. Who is turned away after a knock or an invite hears of it too.
 func (w *work) sendOut(ev *Event, before []intern.SID) {
 	to := w.otherServers()
+	if m := ev.membership(); m == Leave || m == Ban {
+		if sid, err := w.svc.cfg.Intern.Server(w.ctx, mxid.UserID(*ev.StateKey).Server()); err == nil && sid != w.svc.self {
+			before = append(before, sid)
+		}
+	}
 	for _, sid := range before {
-		if !containsSID(to, sid) {
+		if !slices.Contains(to, sid) {
 			to = append(to, sid)
 		}
 	}
@@ -350,15 +345,6 @@ func (w *work) sendOut(ev *Event, before []intern.SID) {
 		w.svc.cfg.Outbox.AddEvent(tx, w.h.rid, ev.Num, ev.Ord.Pos(), names)
 		return nil
 	})
-}
-
-func containsSID(list []intern.SID, s intern.SID) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // otherServers are the other servers with joined users as staged so far.

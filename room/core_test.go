@@ -339,13 +339,15 @@ func (r *rig) userRoom(who mxid.UserID, room mxid.RoomID) UserRoom {
 func TestMembershipCommands(t *testing.T) {
 	r := newRig(t)
 	room := r.create(CreateParams{})
-	p := func(by, whom mxid.UserID) MembershipParams { return MembershipParams{Room: room, Sender: by, Target: whom} }
+	p := func(by, whom mxid.UserID) MembershipParams {
+		return MembershipParams{Room: room, Sender: by, Target: whom}
+	}
 	r.refused(r.s.Kick(r.ctx, p(alice, bob)), "M_FORBIDDEN")
 	r.refused(r.s.Unban(r.ctx, p(alice, bob)), "M_FORBIDDEN")
 	r.refused(r.s.Leave(r.ctx, p(bob, "")), "M_FORBIDDEN")
 	r.ok(r.invite(room, alice, bob))
 	n := len(r.timeline(room))
-	r.ok(r.invite(room, alice, bob)) // again: nothing happens
+	r.ok(r.invite(room, alice, bob))   // again: nothing happens
 	r.ok(r.s.Leave(r.ctx, p(bob, ""))) // declined
 	r.ok(r.s.Leave(r.ctx, p(bob, "")))
 	if got := len(r.timeline(room)); got != n+1 {

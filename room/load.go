@@ -190,18 +190,27 @@ func makeEvent(h *hot, n Num, m meta, txn string, js []byte) *Event {
 
 // numOf finds the number of a committed event of a room.
 func (s *Service) numOf(ctx context.Context, rid intern.RID, id mxid.EventID) (Num, bool, error) {
-	row, err := s.cfg.KV.Get(ctx, keyEventID(id.Hash()))
+	row, err := s.cfg.KV.Get(ctx, keyEventID(id.Hash(), rid))
 	if errors.Is(err, storage.ErrNotFound) {
 		return 0, false, nil
 	}
 	if err != nil {
 		return 0, false, fmt.Errorf("room: look up event: %w", err)
 	}
-	r, n, err := decodeRef(row)
-	if err != nil || r != rid {
-		return 0, false, err
+	n, err := decodeNum(row, "ei")
+	return Num(n), err == nil, err
+}
+
+// roomOf finds a room that has an event.
+func (s *Service) roomOf(ctx context.Context, id mxid.EventID) (intern.RID, bool, error) {
+	h := id.Hash()
+	for p, err := range s.cfg.KV.Scan(ctx, storage.K("ei").Bytes(h[:]).Prefix(), false, 1) {
+		if err != nil {
+			return 0, false, fmt.Errorf("room: look up event: %w", err)
+		}
+		return intern.RID(storage.ReadU32(p.Key, len(p.Key)-4)), true, nil
 	}
-	return n, true, nil
+	return 0, false, nil
 }
 
 // Load returns an event by ID whatever its flags, without a check of who

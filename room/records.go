@@ -15,7 +15,7 @@ import (
 // encoded. Every value starts with a version byte. All integers in keys are
 // big-endian; "n" is a room-local event number.
 //
-//	ei <event hash 32>                      rid, n
+//	ei <event hash 32><rid>                 n
 //	ej <rid><n>                             sealed: transaction key, event JSON
 //	em <rid><n>                             meta
 //	ep <rid><prev n><n>                     - (children)
@@ -33,7 +33,11 @@ import (
 //	th <rid><^latest ord><root n>           -
 //	tH <rid><root n>                        thread summary
 
-func keyEventID(h [32]byte) storage.Key { return storage.K("ei").Bytes(h[:]) }
+// keyEventID has the room in it, since room versions 1 and 2 have event IDs
+// that anybody can choose: another room's event must not take the place of one.
+func keyEventID(h [32]byte, r intern.RID) storage.Key {
+	return storage.K("ei").Bytes(h[:]).U32(uint32(r))
+}
 func keyJSON(r intern.RID, n Num) storage.Key {
 	return storage.K("ej").U32(uint32(r)).U32(uint32(n))
 }
@@ -282,20 +286,6 @@ func decodeBody(b []byte) (txn string, js []byte, err error) {
 	}
 	txn = string(d.raw(int(n)))
 	return txn, d.b, d.err("ej")
-}
-
-// An ei row names the event in the room.
-func encodeRef(r intern.RID, n Num) []byte {
-	e := newEncoder(1)
-	e.uv(uint64(r))
-	e.uv(uint64(n))
-	return e.b
-}
-
-func decodeRef(b []byte) (intern.RID, Num, error) {
-	d := newDecoder(b, 1)
-	r, n := intern.RID(d.uv()), Num(d.uv())
-	return r, n, d.err("ei")
 }
 
 // summary is the rc row: what a room's owner needs to go on.

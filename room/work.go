@@ -39,8 +39,9 @@ type work struct {
 	byHash   map[[32]byte]Num
 	txns     map[string]Num               // transactions of this batch, by row key
 	ops      []func(tx *storage.Tx) error // in order, on the commit goroutine
-	wake     []uint32
-	after    []func() // once durable and visible
+	wake     []uint32                     // beside the joined local users
+	wakeRoom bool                         // the joined local users too
+	after    []func()                     // once durable and visible
 	// graphFrom is the length of the auth graph before the batch, -1 if the
 	// batch hasn't added to it.
 	graphFrom int
@@ -66,13 +67,14 @@ type mark struct {
 	added   int
 	ops     int
 	wake    int
+	room    bool
 	after   int
 	graph   int
 }
 
 func (w *work) mark() mark {
 	return mark{sum: w.sum, ext: w.ext, local: w.local, servers: w.servers,
-		added: len(w.added), ops: len(w.ops), wake: len(w.wake), after: len(w.after), graph: w.graphLen()}
+		added: len(w.added), ops: len(w.ops), wake: len(w.wake), room: w.wakeRoom, after: len(w.after), graph: w.graphLen()}
 }
 
 // rollback drops what was staged since m. Tree nodes stay: nothing points at
@@ -80,6 +82,7 @@ func (w *work) mark() mark {
 func (w *work) rollback(m mark) {
 	w.sum, w.ext, w.local, w.servers = m.sum, m.ext, m.local, m.servers
 	w.added, w.ops, w.wake, w.after = w.added[:m.added], w.ops[:m.ops], w.wake[:m.wake], w.after[:m.after]
+	w.wakeRoom = m.room
 	w.cutGraph(m.graph)
 	clear(w.byNum)
 	clear(w.byHash)
@@ -222,7 +225,7 @@ func (w *work) put(ev *Event) error {
 	w.remember(ev)
 	rid, n := w.h.rid, ev.Num
 	w.op(func(tx *storage.Tx) error {
-		tx.Put(keyEventID(ev.meta.hash), encodeRef(rid, n))
+		tx.Put(keyEventID(ev.meta.hash, rid), encodeNum(uint64(n)))
 		tx.Put(keyJSON(rid, n), body)
 		tx.Put(keyMeta(rid, n), ev.meta.encode())
 		return nil
