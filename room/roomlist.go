@@ -196,6 +196,18 @@ func (s *Service) RefsChanged(ctx context.Context, uid intern.UID, since uint64)
 	return refs, newest, nil
 }
 
+// RefOf is one room of a local user; ok is false if it isn't one of theirs.
+func (s *Service) RefOf(ctx context.Context, uid intern.UID, rid intern.RID) (ref Ref, ok bool, err error) {
+	list, err := s.roomsOf(ctx, uid)
+	if err != nil {
+		return Ref{}, false, err
+	}
+	s.lists.mu.Lock()
+	defer s.lists.mu.Unlock()
+	u, had := list.rooms[rid]
+	return u.ref(rid), had && u.membership != None, nil
+}
+
 // mayShow reports whether a changed room can have anything for the user.
 func (u *userRoom) mayShow(since uint64) bool {
 	return u.membership == Join || u.membership != None && u.ord.Pos() > since

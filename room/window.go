@@ -2,6 +2,7 @@ package room
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -174,6 +175,39 @@ func (s *Service) MembersAt(ctx context.Context, rid intern.RID, at Ord, users [
 		}
 	}
 	return out, nil
+}
+
+// Invitation is the stripped state of a room that a local user is invited to
+// or has knocked on, and who sent the invite.
+func (s *Service) Invitation(ctx context.Context, user mxid.UserID, rid intern.RID) (sender mxid.UserID, stripped []json.RawMessage, err error) {
+	uid, ok, err := s.cfg.Intern.LookupUser(ctx, user)
+	if err != nil || !ok {
+		return "", nil, err
+	}
+	u, err := s.userRoom(ctx, rid, user)
+	if err != nil {
+		return "", nil, err
+	}
+	ur, err := s.publicUserRoom(ctx, uid, user, rid, u)
+	return ur.Sender, ur.Stripped, err
+}
+
+// OwnMemberEvent is a local user's newest member event of a room, nil if the
+// room has none.
+func (s *Service) OwnMemberEvent(ctx context.Context, user mxid.UserID, rid intern.RID) (*Event, error) {
+	u, err := s.userRoom(ctx, rid, user)
+	if err != nil || u.n == 0 {
+		return nil, err
+	}
+	h, err := s.room(ctx, rid)
+	if err != nil {
+		return nil, err
+	}
+	evs, err := s.presentEvents(ctx, h, []Num{u.n})
+	if err != nil || len(evs) == 0 {
+		return nil, err
+	}
+	return evs[0], nil
 }
 
 // MembershipOf is what a member event says, None for other events.
