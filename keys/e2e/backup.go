@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -188,7 +189,8 @@ func (s *Service) changeBackup(ctx context.Context, u mxid.UserID, version strin
 	return nil
 }
 
-// DeleteBackup deletes a version and its keys; M_NOT_FOUND.
+// DeleteBackup deletes a version and its keys; one that was deleted before is
+// no error. M_NOT_FOUND.
 func (s *Service) DeleteBackup(ctx context.Context, u mxid.UserID, version string) error {
 	if version == "" {
 		return errNoBackup()
@@ -199,6 +201,9 @@ func (s *Service) DeleteBackup(ctx context.Context, u mxid.UserID, version strin
 	}
 	err = s.do(ctx, func(tx *storage.Tx) error {
 		n, _, err := s.backup(within(tx), uid, version)
+		if isNoBackup(err) && s.hadBackup(tx, uid, version) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -209,6 +214,18 @@ func (s *Service) DeleteBackup(ctx context.Context, u mxid.UserID, version strin
 		return fmt.Errorf("delete key backup: %w", err)
 	}
 	return nil
+}
+
+func isNoBackup(err error) bool {
+	var e *httpx.Error
+	return errors.As(err, &e) && e.Status == http.StatusNotFound
+}
+
+// hadBackup says whether a version was ever given to the user.
+func (s *Service) hadBackup(tx *storage.Tx, uid intern.UID, version string) bool {
+	n, err := strconv.ParseUint(version, 10, 32)
+	last, lastErr := tx.Get(backupsOf(uid))
+	return err == nil && n > 0 && lastErr == nil && len(last) == 4 && uint32(n) <= storage.ReadU32(last, 0)
 }
 
 // errWrongVersion answers writing to a version that isn't the current one.
