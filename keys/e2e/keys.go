@@ -131,10 +131,11 @@ func (s *Service) keysOf(v view, u mxid.UserID, uid intern.UID, who viewer) (use
 // the signed key.
 func (s *Service) visibleSignatures(v view, u mxid.UserID, uid intern.UID, who viewer) (map[string]signatures, error) {
 	out := map[string]signatures{}
-	for _, signer := range []viewer{{u, uid}, who} {
-		if signer.uid == 0 || signer == who && who.uid == uid {
-			continue
-		}
+	visible := []viewer{{u, uid}}
+	if who.uid != 0 && who.uid != uid {
+		visible = append(visible, who)
+	}
+	for _, signer := range visible {
 		rows, err := v.scan(signedBy(uid, signer.uid).Prefix(), false, 0)
 		if err != nil {
 			return nil, fmt.Errorf("read signatures: %w", err)
