@@ -31,7 +31,7 @@ type request struct {
 	c            echo.Context
 	http         *http.Request
 	rt           *route
-	user.Session        // zero without authentication
+	user.Session      // zero without authentication
 	authed       bool // whether there is a session
 	params       map[string]string
 
