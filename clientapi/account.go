@@ -130,6 +130,10 @@ func (a *API) openIDToken(r *request) (any, error) {
 	if err := r.self(); err != nil {
 		return nil, err
 	}
+	var q struct{} // reserved for later
+	if err := r.decode(&q); err != nil {
+		return nil, err
+	}
 	token, life, err := a.users.NewOpenIDToken(r.ctx, r.User)
 	if err != nil {
 		return nil, err
