@@ -104,6 +104,9 @@ func (s *Service) appended(w *work, ev *Event) func(tx *storage.Tx) error {
 	if thread != threadMain {
 		n.thread = Num(thread)
 	}
+	if !ev.IsState() {
+		w.after = append(w.after, func() { s.stopTyping(w.h.rid, ev.Sender) })
+	}
 	own := ev.Sender.Server() == s.cfg.ServerName
 	redacted := w.redacted(ev)
 	return func(tx *storage.Tx) error {

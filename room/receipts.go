@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/tidwall/gjson"
 
@@ -383,74 +382,79 @@ func (s *Service) receiveReceipt(ctx context.Context, room mxid.RoomID, user mxi
 // Receipts is the content of an m.receipt event with the receipts changed
 // after since (0: all) that the viewer may see, nil if none.
 func (s *Service) Receipts(ctx context.Context, rid intern.RID, viewer mxid.UserID, since uint64) (json.RawMessage, error) {
-	list, err := s.receiptsSince(ctx, rid, since)
-	if err != nil || len(list) == 0 {
-		return nil, err
-	}
 	self, _, err := s.cfg.Intern.LookupUser(ctx, viewer)
 	if err != nil {
 		return nil, err
 	}
-	list = slices.DeleteFunc(list, func(r receipt) bool {
-		return r.kind == receiptOwn || r.kind == receiptPrivate && r.uid != self
-	})
-	return s.receiptContent(ctx, rid, list)
-}
-
-func (s *Service) receiptsSince(ctx context.Context, rid intern.RID, since uint64) ([]receipt, error) {
-	if since == 0 {
-		return s.scanReceipts(ctx, keyReceipts(rid))
-	}
-	r := storage.K("rp").U32(uint32(rid)).Prefix()
-	r.Lo = keyReceiptPos(rid, since+1)
-	var keys [][]byte
-	for p, err := range s.cfg.KV.Scan(ctx, r, false, 0) {
-		if err != nil {
-			return nil, fmt.Errorf("room: read receipts: %w", err)
-		}
-		if len(p.Value) != 10 || p.Value[0] != 1 {
-			return nil, corrupt("rp")
-		}
-		keys = append(keys, keyReceipts(rid).Bytes(p.Value[1:]))
-	}
-	if len(keys) == 0 {
-		return nil, nil
-	}
-	rows, err := s.cfg.KV.MultiGet(ctx, keys)
+	rows, err := s.receiptRows(ctx, rid, since)
 	if err != nil {
 		return nil, fmt.Errorf("room: read receipts: %w", err)
 	}
-	var out []receipt
-	for i, row := range rows {
-		if row == nil {
+	var list []receipt
+	for _, p := range rows {
+		if !mayShowReceipt(p.Key, self) {
 			continue
-		}
-		r, ok, err := s.openReceipt(keys[i], row)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			out = append(out, r)
-		}
-	}
-	return out, nil
-}
-
-func (s *Service) scanReceipts(ctx context.Context, prefix storage.Key) ([]receipt, error) {
-	var out []receipt
-	for p, err := range s.cfg.KV.Scan(ctx, prefix.Prefix(), false, 0) {
-		if err != nil {
-			return nil, fmt.Errorf("room: read receipts: %w", err)
 		}
 		r, ok, err := s.openReceipt(p.Key, p.Value)
 		if err != nil {
 			return nil, err
 		}
 		if ok {
-			out = append(out, r)
+			list = append(list, r)
 		}
 	}
-	return out, nil
+	return s.receiptContent(ctx, rid, list)
+}
+
+// mayShowReceipt reports whether a user may see the receipt of a row.
+func mayShowReceipt(key []byte, viewer intern.UID) bool {
+	if len(key) != 2+4+4+1+4 {
+		return true // and opening it will fail
+	}
+	switch receiptKind(key[10]) {
+	case receiptPublic:
+		return true
+	case receiptPrivate:
+		return intern.UID(storage.ReadU32(key, 6)) == viewer
+	}
+	return false
+}
+
+// receiptRows reads the rows that changed after a position, 0: all.
+func (s *Service) receiptRows(ctx context.Context, rid intern.RID, since uint64) ([]storage.Pair, error) {
+	r := keyReceipts(rid).Prefix()
+	if since != 0 {
+		r = storage.K("rp").U32(uint32(rid)).Prefix()
+		r.Lo = keyReceiptPos(rid, since+1)
+	}
+	var rows []storage.Pair
+	for p, err := range s.cfg.KV.Scan(ctx, r, false, 0) {
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, p)
+	}
+	if since == 0 || len(rows) == 0 {
+		return rows, nil
+	}
+	keys := make([][]byte, len(rows))
+	for i, p := range rows {
+		if len(p.Value) != 10 || p.Value[0] != 1 {
+			return nil, corrupt("rp")
+		}
+		keys[i] = keyReceipts(rid).Bytes(p.Value[1:])
+	}
+	vals, err := s.cfg.KV.MultiGet(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	rows = rows[:0]
+	for i, v := range vals {
+		if v != nil { // else replaced meanwhile
+			rows = append(rows, storage.Pair{Key: keys[i], Value: v})
+		}
+	}
+	return rows, nil
 }
 
 // receiptContent writes receipts grouped by event and kind. A user who has an

@@ -261,8 +261,16 @@ func (s *Service) ReceiveTyping(ctx context.Context, origin mxid.ServerName, roo
 	return nil
 }
 
-// typingEnded wakes a room's local users when a timeout has ended someone's
-// typing. Other servers have timeouts of their own.
+// stopTyping ends the typing of a user who has sent a message. Other servers
+// do so by themselves when the message comes.
+func (s *Service) stopTyping(rid intern.RID, user mxid.UserID) {
+	if changed, _ := s.typing.set(rid, user, 0); changed {
+		s.typingEnded(rid)
+	}
+}
+
+// typingEnded wakes a room's local users when someone has stopped typing
+// without saying so. Other servers have timeouts of their own.
 func (s *Service) typingEnded(rid intern.RID) {
 	local, err := s.localJoined(context.Background(), rid)
 	if err != nil {

@@ -25,8 +25,8 @@ type WindowParams struct {
 type Window struct {
 	Events  []*Event // oldest first
 	Limited bool     // there were more in (From, To]
-	// Start is the point before the first event, to page back from; From if
-	// there was no more than Events.
+	// Start is the point to page back from: before the first event, or From
+	// (if that isn't 0) if the whole stretch has been looked at.
 	Start Ord
 }
 
@@ -67,7 +67,9 @@ func (s *Service) Window(ctx context.Context, p WindowParams) (Window, error) {
 			w.Start = at
 		}
 		if !more || len(chunk) == 0 {
-			w.Start = p.From
+			if p.From != 0 {
+				w.Start = p.From
+			}
 			return w.turned(), nil
 		}
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"slices"
 
+	"parley/clientapi/filter"
 	"parley/internal/mxid"
 	"parley/room"
+	"parley/storage/intern"
 )
 
 // deviceChanges collects, from the rooms of one response, who has come to
@@ -139,4 +141,45 @@ func (h *Handler) settle(ctx context.Context, user mxid.UserID, changed []mxid.U
 	slices.Sort(changed)
 	slices.Sort(left)
 	return deviceLists{changed: changed, left: left}, nil
+}
+
+// DeviceLists are the changes between two positions, for GET /keys/changes.
+// spec: client-server API, "GET /keys/changes"
+func (h *Handler) DeviceLists(ctx context.Context, u mxid.UserID, uid intern.UID, from, to uint64) (changed, left []mxid.UserID, err error) {
+	to = min(to, h.cfg.Head.Head())
+	if from >= to {
+		return nil, nil, nil
+	}
+	b := &build{h: h, ctx: ctx, since: from, next: Token{Pos: to}, req: &Request{User: u, UID: uid, Since: &Token{Pos: from}, Filter: newRules(filter.Filter{})}}
+	refs, _, err := h.cfg.Rooms.RefsChanged(ctx, uid, from)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, ref := range refs {
+		if err := b.trackRoom(ref); err != nil {
+			return nil, nil, err
+		}
+	}
+	lists, err := b.deviceLists()
+	return lists.changed, lists.left, err
+}
+
+// trackRoom notes who came and went in one room.
+func (b *build) trackRoom(ref room.Ref) error {
+	v := &view{b: b, ctx: b.ctx, t: task{ref: ref}, from: room.LiveOrd(b.since), to: room.LiveOrd(b.next.Pos)}
+	if ref.Membership == room.Join {
+		arrived, err := v.arrived()
+		if err != nil {
+			return err
+		}
+		return v.trackDevices(arrived)
+	}
+	if ref.Ord.Pos() <= b.since || ref.Membership != room.Leave && ref.Membership != room.Ban {
+		return nil
+	}
+	inside, err := v.wasInside()
+	if err != nil || !inside {
+		return err
+	}
+	return v.trackLeaving()
 }

@@ -64,9 +64,19 @@ func (v *view) arrived() (bool, error) {
 	if v.t.ref.Ord.Pos() <= b.since {
 		return false, nil
 	}
-	was, err := b.h.cfg.Rooms.StateEventAt(v.ctx, v.t.ref.RID, room.LiveOrd(b.since), "m.room.member", string(b.req.User))
-	return room.MembershipOf(was) != room.Join, err
+	was, err := v.joinedAt(room.LiveOrd(b.since))
+	return !was, err
 }
+
+// joinedAt reports whether the user was joined at a point of the timeline.
+func (v *view) joinedAt(at room.Ord) (bool, error) {
+	ev, err := v.b.h.cfg.Rooms.StateEventAt(v.ctx, v.t.ref.RID, at, "m.room.member", string(v.b.req.User))
+	return room.MembershipOf(ev) == room.Join, err
+}
+
+// wasInside reports whether the user was joined when their membership last
+// changed: only then have they left.
+func (v *view) wasInside() (bool, error) { return v.joinedAt(v.t.ref.Ord - 1) }
 
 // read fills in the timeline and the state.
 func (v *view) read() error {
@@ -454,13 +464,10 @@ func (v *view) appendAccountData(dst []byte, arrived bool) (out []byte, some boo
 // point.
 func (b *build) left(ctx context.Context, t task) ([]byte, error) {
 	v := &view{b: b, ctx: ctx, t: t, from: room.LiveOrd(b.since), to: t.ref.Ord, fresh: b.req.FullState}
-	rooms := b.h.cfg.Rooms
-	user := string(b.req.User)
-	before, err := rooms.StateEventAt(ctx, t.ref.RID, t.ref.Ord-1, "m.room.member", user)
+	inside, err := v.wasInside()
 	if err != nil {
 		return nil, err
 	}
-	inside := room.MembershipOf(before) == room.Join
 	if inside {
 		if err := v.trackLeaving(); err != nil {
 			return nil, err
@@ -474,11 +481,9 @@ func (b *build) left(ctx context.Context, t task) ([]byte, error) {
 	}
 	known := false
 	if b.req.Since != nil {
-		was, err := rooms.StateEventAt(ctx, t.ref.RID, v.from, "m.room.member", user)
-		if err != nil {
+		if known, err = v.joinedAt(v.from); err != nil {
 			return nil, err
 		}
-		known = room.MembershipOf(was) == room.Join
 	}
 	if !known {
 		v.from, v.fresh = 0, true
