@@ -29,9 +29,8 @@ type world struct {
 
 var servers = []string{"s0", "s1", "s2"}
 
-func newWorld(t testing.TB, seed uint64) *world {
+func newWorld(t testing.TB, v version, seed uint64) *world {
 	rng := rand.New(rand.NewPCG(seed, 77))
-	v := version(strconv.Itoa(2 + int(seed%11)))
 	w := &world{room: newRoom(t, v), rng: rng}
 	w.ref = newReference(w.room, literal{})
 	for i := range 3 + rng.IntN(3) {
@@ -337,7 +336,7 @@ type tally struct {
 // checkRoom compares the implementation with the reference on every merge of
 // a random room and on some states that no honest server would have.
 func checkRoom(t testing.TB, seed uint64, count *tally) {
-	w := newWorld(t, seed)
+	w := newWorld(t, version(strconv.Itoa(2+int(seed%11))), seed)
 	w.run(20 + w.rng.IntN(30))
 	sets := w.merges
 	count.merges += len(w.merges)
@@ -409,5 +408,33 @@ func TestRandomRooms(t *testing.T) {
 		if !authrules.Known(strconv.Itoa(v)) {
 			t.Errorf("version %d is missing", v)
 		}
+	}
+}
+
+// TestRandomRoomsOfVersion1 has no reference; the states that are merged come
+// from version 2. Whatever the order of states and arrival, the result is one.
+func TestRandomRoomsOfVersion1(t *testing.T) {
+	changed := 0
+	for seed := range uint64(60) {
+		w := newWorld(t, "1", seed)
+		w.run(20 + w.rng.IntN(30))
+		sets := append(w.merges, w.mix(), w.mix())
+		arrivals := []*numbered{w.number(nil), w.number(w.rng)}
+		for _, states := range sets {
+			want := arrivals[0].resolve(states)
+			for _, n := range arrivals {
+				for _, states := range orders(w.rng, states) {
+					if got := n.resolve(states); !maps.Equal(got, want) {
+						t.Fatalf("seed %d: resolved %v and %v", seed, got, want)
+					}
+				}
+			}
+			if !maps.Equal(want, states[0]) {
+				changed++
+			}
+		}
+	}
+	if changed < 100 {
+		t.Errorf("only %d merges changed anything", changed)
 	}
 }
