@@ -20,6 +20,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	csync "parley/clientapi/sync"
 	"parley/internal/clock"
 	"parley/internal/mxid"
 	"parley/keys/e2e"
@@ -33,6 +34,7 @@ type Config struct {
 	Users      *user.Service
 	Rooms      *room.Service
 	Keys       *e2e.Service
+	Sync       *csync.Handler
 	Remote     Remote // nil: federation is off
 	Clock      clock.Clock
 	Log        *slog.Logger
@@ -79,7 +81,7 @@ type API struct {
 
 // New checks the configuration and makes an API.
 func New(cfg Config) (*API, error) {
-	if cfg.ServerName == "" || cfg.Users == nil || cfg.Rooms == nil || cfg.Keys == nil {
+	if cfg.ServerName == "" || cfg.Users == nil || cfg.Rooms == nil || cfg.Keys == nil || cfg.Sync == nil {
 		return nil, errors.New("clientapi: incomplete configuration")
 	}
 	if cfg.Clock == nil || cfg.Log == nil {

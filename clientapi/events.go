@@ -408,3 +408,6 @@ func (a *API) timestampToEvent(r *request) (any, error) {
 func isNull(raw json.RawMessage) bool {
 	return len(raw) == 0 || bytes.Equal(raw, []byte("null"))
 }
+
+// sync is GET /sync, which package sync answers.
+func (a *API) sync(r *request) error { return a.cfg.Sync.Sync(r.c, r.Session) }

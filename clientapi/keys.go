@@ -3,6 +3,7 @@ package clientapi
 import (
 	"encoding/json"
 
+	csync "parley/clientapi/sync"
 	"parley/internal/httpx"
 	"parley/internal/mxid"
 	"parley/keys/e2e"
@@ -102,15 +103,15 @@ func (a *API) keyChanges(r *request) (any, error) {
 	if r.query("from") == "" || r.query("to") == "" {
 		return nil, httpx.MissingParam("from and to are needed")
 	}
-	from, err := parseSyncToken(r.query("from"))
+	from, err := csync.ParseToken(r.query("from"))
 	if err != nil {
-		return nil, httpx.InvalidParam("Unknown sync token")
+		return nil, err
 	}
-	to, err := parseSyncToken(r.query("to"))
+	to, err := csync.ParseToken(r.query("to"))
 	if err != nil {
-		return nil, httpx.InvalidParam("Unknown sync token")
+		return nil, err
 	}
-	changed, left, err := a.deviceListChanges(r, from, to)
+	changed, left, err := a.cfg.Sync.DeviceLists(r.ctx, r.User, r.UID, from, to)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package clientapi
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -410,7 +411,7 @@ func TestDirectory(t *testing.T) {
 	if a := s.send("GET", path, "", nil).ok(); a.str("room_id") != room || a.list("servers")[0] != "example.org" {
 		t.Errorf("alias %s", a.Raw)
 	}
-	alice.put(path, obj{"room_id": room}).fails(409, "M_UNKNOWN")
+	alice.put(path, obj{"room_id": room}).fails(409, "M_ROOM_IN_USE")
 	if l := alice.get(rp(room, "/aliases")).ok().list("aliases"); len(l) != 1 || l[0] != "#garden/é:example.org" {
 		t.Errorf("aliases %v", l)
 	}
@@ -694,4 +695,43 @@ func TestSearch(t *testing.T) {
 	if a := bob.post(v3+"/search", obj{"search_categories": obj{}}).ok(); len(a.at("search_categories").(map[string]any)) != 0 {
 		t.Errorf("nothing asked: %s", a.Raw)
 	}
+}
+
+func TestSyncTokens(t *testing.T) {
+	s := newServer(t)
+	alice, bob := s.register("alice"), s.register("bob")
+	room := alice.createRoom(obj{"preset": "public_chat"})
+	one := alice.say(room, "one")
+	first := alice.get(v3 + "/sync").ok().str("next_batch")
+	two := alice.say(room, "two")
+	if a := alice.get(rp(room, "/messages") + "?dir=b&limit=1&from=" + first).ok(); a.str("chunk", 0, "event_id") != one {
+		t.Errorf("backwards from a sync token: %s", a.Raw)
+	}
+	if a := alice.get(rp(room, "/messages") + "?dir=f&limit=5&from=" + first).ok(); len(a.list("chunk")) != 1 || a.str("chunk", 0, "event_id") != two {
+		t.Errorf("forwards from a sync token: %s", a.Raw)
+	}
+	bob.join(room)
+	if n := len(alice.get(rp(room, "/members") + "?at=" + first).ok().list("chunk")); n != 1 {
+		t.Errorf("%d members at the first sync, want 1", n)
+	}
+	next := alice.get(v3 + "/sync?since=" + first).ok()
+	prev := next.str("rooms", "join", room, "timeline", "prev_batch")
+	if a := alice.get(rp(room, "/messages") + "?dir=b&limit=1&from=" + prev).ok(); a.str("chunk", 0, "event_id") != one {
+		t.Errorf("from prev_batch: %s", a.Raw)
+	}
+	bob.post(v3+"/keys/upload", obj{"device_keys": bob.deviceKeys(newKey(t, 3))}).ok()
+	second := alice.get(v3 + "/sync?since=" + next.str("next_batch")).ok()
+	if l := second.list("device_lists", "changed"); len(l) != 1 || l[0] != bob.ID {
+		t.Errorf("device lists %s", second.Raw)
+	}
+	ch := alice.get(v3 + "/keys/changes?from=" + first + "&to=" + second.str("next_batch")).ok()
+	if l := ch.list("changed"); !slices.Contains(l, any(bob.ID)) {
+		t.Errorf("changes %s", ch.Raw)
+	}
+	bob.post(rp(room, "/leave"), obj{}).ok()
+	third := alice.get(v3 + "/sync?since=" + second.str("next_batch")).ok().str("next_batch")
+	if l := alice.get(v3 + "/keys/changes?from=" + second.str("next_batch") + "&to=" + third).ok().list("left"); len(l) != 1 || l[0] != bob.ID {
+		t.Errorf("left %v", l)
+	}
+	s.send("GET", v3+"/sync", "", nil).fails(401, "M_MISSING_TOKEN")
 }

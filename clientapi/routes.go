@@ -167,6 +167,7 @@ var membershipRoutes = []route{
 }
 
 var eventRoutes = []route{
+	{method: get, path: v3 + "/sync", auth: authUser, limit: limRead, serve: (*API).sync},
 	{method: put, path: v3 + "/rooms/:roomId/send/:eventType/:txnId", auth: authUser, limit: limMessage, handle: (*API).sendEvent},
 	{method: put, path: v3 + "/rooms/:roomId/redact/:eventId/:txnId", auth: authUser, limit: limMessage, handle: (*API).redact},
 	{method: get, path: v3 + "/rooms/:roomId/state", auth: authUser, limit: limRead, handle: (*API).state},

@@ -16,6 +16,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	csync "parley/clientapi/sync"
 	"parley/internal/clock"
 	"parley/internal/mxid"
 	"parley/internal/notify"
@@ -94,7 +95,8 @@ func newServer(t *testing.T, change ...func(*Config)) *server {
 		Clock: s.clock, Hub: hub, Neighbours: s.rooms, Outbox: s.sent, Devices: s.users, Log: quiet()})
 	must(t, err)
 	s.users.OnDevicesRemoved(s.keys.RemoveDevices)
-	cfg := Config{ServerName: testServer, Users: s.users, Rooms: s.rooms, Keys: s.keys, Clock: s.clock, Log: quiet(), Settings: openSettings()}
+	handler := csync.New(csync.Config{Rooms: s.rooms, Users: s.users, Keys: s.keys, Head: commit, Hub: hub, Clock: s.clock, Log: quiet()})
+	cfg := Config{ServerName: testServer, Users: s.users, Rooms: s.rooms, Keys: s.keys, Sync: handler, Clock: s.clock, Log: quiet(), Settings: openSettings()}
 	for _, f := range change {
 		f(&cfg)
 	}

@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 
+	csync "parley/clientapi/sync"
 	"parley/internal/httpx"
 	"parley/room"
 )
@@ -27,7 +28,7 @@ func parseToken(s string) (room.Ord, error) {
 		}
 		return room.Ord(n), nil
 	}
-	pos, err := parseSyncToken(s)
+	pos, err := csync.ParseToken(s)
 	if err != nil {
 		return 0, httpx.InvalidParam("Unknown pagination token")
 	}
