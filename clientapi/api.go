@@ -56,6 +56,10 @@ type Settings struct {
 	PasswordMinLength  int // characters; 0 means 8
 	DefaultRoomVersion string
 
+	// PublicProfiles shows profiles to everybody, even without a token. By
+	// default those of local users are for people who share a room with them.
+	PublicProfiles bool
+
 	RateLimits bool
 	// TrustedProxies are the peers whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix

@@ -42,12 +42,16 @@ func (a *API) authenticate(r *request) error {
 func (a *API) Authenticate(r *http.Request) (user.Session, error) {
 	token, ok := bearer(r.Header)
 	if !ok {
-		return user.Session{}, httpx.Err(http.StatusUnauthorized, "M_MISSING_TOKEN", "Missing access token")
+		return user.Session{}, errMissingToken()
 	}
 	if len(token) > maxToken {
 		return user.Session{}, httpx.Err(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "Unknown access token")
 	}
 	return a.users.Authenticate(r.Context(), token)
+}
+
+func errMissingToken() error {
+	return httpx.Err(http.StatusUnauthorized, "M_MISSING_TOKEN", "Missing access token")
 }
 
 // bearer reads the token of the Authorization header.

@@ -48,7 +48,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{server: newServer(t)}
+	w := &world{server: newServer(t, func(c *Config) { c.Settings.PublicProfiles = true })}
 	w.alice = w.register("alice")
 	w.room = w.alice.createRoom(obj{"preset": "public_chat", "room_alias_name": "hall"})
 	w.event = w.alice.say(w.room, "hi")

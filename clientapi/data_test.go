@@ -4,8 +4,22 @@ import (
 	"testing"
 )
 
-func TestProfile(t *testing.T) {
+func TestProfilesAreForRoomMates(t *testing.T) {
 	s := newServer(t)
+	alice, bob := s.register("alice"), s.register("bob")
+	path := p(v3+"/profile/%s", alice.ID)
+	s.send("GET", path, "", nil).fails(401, "M_MISSING_TOKEN")
+	alice.get(path).ok()
+	bob.get(path).fails(403, "M_FORBIDDEN")
+	bob.get(path+"/displayname").fails(403, "M_FORBIDDEN")
+	bob.get(p(v3+"/profile/%s", "@nobody:example.org")).fails(403, "M_FORBIDDEN") // as for somebody who exists
+	bob.join(alice.createRoom(obj{"preset": "public_chat"}))
+	bob.get(path).ok()
+	bob.get(path + "/displayname").ok()
+}
+
+func TestProfile(t *testing.T) {
+	s := newServer(t, func(c *Config) { c.Settings.PublicProfiles = true })
 	alice, bob := s.register("alice"), s.register("bob")
 	path := p(v3+"/profile/%s", alice.ID)
 	if got := s.send("GET", path, "", nil).ok().str("displayname"); got != "alice" {

@@ -24,6 +24,9 @@ func (a *API) profile(r *request) (any, error) {
 
 // profileOf asks this server or the user's; field "" is the whole profile.
 func (a *API) profileOf(r *request, u mxid.UserID, field string) (map[string]json.RawMessage, error) {
+	if err := a.maySeeProfile(r, u); err != nil {
+		return nil, err
+	}
 	if a.localUser(u) {
 		return a.users.Profile(r.ctx, u)
 	}
@@ -35,6 +38,28 @@ func (a *API) profileOf(r *request, u mxid.UserID, field string) (map[string]jso
 		return nil, remoteError(err)
 	}
 	return p, nil
+}
+
+// maySeeProfile lets people see who is in a room with them, and ask other
+// servers, which decide for themselves. Whether a stranger exists isn't told.
+func (a *API) maySeeProfile(r *request, u mxid.UserID) error {
+	if a.cfg.Settings.PublicProfiles {
+		return nil
+	}
+	if !r.authed {
+		return errMissingToken()
+	}
+	if u == r.User || !a.localUser(u) {
+		return nil
+	}
+	shares, err := a.rooms.SharesRoom(r.ctx, r.User, u)
+	if err != nil {
+		return err
+	}
+	if !shares {
+		return httpx.Forbidden("Profiles are for people in the same rooms")
+	}
+	return nil
 }
 
 // remoteError passes on what another server's answer means to a client: that

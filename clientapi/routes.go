@@ -105,8 +105,8 @@ var accountRoutes = []route{
 }
 
 var profileRoutes = []route{
-	{method: get, path: v3 + "/profile/:userId", limit: limHeavy, handle: (*API).profile},
-	{method: get, path: v3 + "/profile/:userId/:keyName", limit: limHeavy, handle: (*API).profileField},
+	{method: get, path: v3 + "/profile/:userId", auth: authOptional, limit: limHeavy, handle: (*API).profile},
+	{method: get, path: v3 + "/profile/:userId/:keyName", auth: authOptional, limit: limHeavy, handle: (*API).profileField},
 	{method: put, path: v3 + "/profile/:userId/:keyName", auth: authUser, limit: limWrite, handle: (*API).setProfileField},
 	{method: del, path: v3 + "/profile/:userId/:keyName", auth: authUser, limit: limWrite, handle: (*API).deleteProfileField},
 	{method: post, path: v3 + "/user_directory/search", auth: authUser, limit: limHeavy, body: bodySmall, handle: (*API).searchUsers},

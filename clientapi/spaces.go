@@ -37,11 +37,10 @@ const (
 // spec: "RoomSummary"
 type summary struct {
 	room.PublicRoom
-	Version    string            `json:"room_version,omitempty"`
-	Encryption string            `json:"encryption,omitempty"`
-	Allowed    []string          `json:"allowed_room_ids,omitempty"`
-	Children   []json.RawMessage `json:"children_state,omitempty"`
-	Membership string            `json:"membership,omitempty"`
+	Version    string   `json:"room_version,omitempty"`
+	Encryption string   `json:"encryption,omitempty"`
+	Allowed    []string `json:"allowed_room_ids,omitempty"`
+	Membership string   `json:"membership,omitempty"`
 }
 
 // hierarchyRoom is a summary in a hierarchy, where children_state is always
@@ -339,8 +338,8 @@ func parseHierarchy(raw json.RawMessage, id mxid.RoomID) *remoteSpace {
 	if json.Unmarshal(raw, &h) != nil || h.Room.RoomID != id || len(h.Children) > maxChildren {
 		return nil
 	}
-	out := &remoteSpace{room: h.Room, children: map[mxid.RoomID]hierarchyRoom{}, inaccessible: map[mxid.RoomID]bool{}}
 	h.Room.trust()
+	out := &remoteSpace{room: h.Room, children: map[mxid.RoomID]hierarchyRoom{}, inaccessible: map[mxid.RoomID]bool{}}
 	for _, c := range h.Children {
 		c.trust()
 		out.children[c.RoomID] = c
