@@ -88,30 +88,41 @@ func (s *Service) room(ctx context.Context, rid intern.RID) (*hot, error) {
 	h := s.hot[rid]
 	s.mu.Unlock()
 	if h == nil {
-		id, version, err := s.cfg.Intern.RoomID(ctx, rid)
-		if err != nil {
-			return nil, fmt.Errorf("room: name of a room: %w", err)
-		}
-		impl, err := roomVersion(version)
+		made, err := s.newHot(ctx, rid)
 		if err != nil {
 			return nil, err
 		}
-		checker, err := authrules.NewChecker(impl.Version())
-		if err != nil {
-			return nil, fmt.Errorf("room: auth rules: %w", err)
-		}
-		h = s.addHot(&hot{svc: s, rid: rid, id: id, version: version, impl: impl, checker: checker})
+		s.mu.Lock()
+		h = s.keepLocked(made)
+		s.mu.Unlock()
 	}
 	h.used.Store(s.uses.Add(1))
 	return h, nil
 }
 
-// addHot puts a room into the table unless it is there already.
-func (s *Service) addHot(h *hot) *hot {
+// newHot makes a room that isn't in the table yet.
+func (s *Service) newHot(ctx context.Context, rid intern.RID) (*hot, error) {
+	id, version, err := s.cfg.Intern.RoomID(ctx, rid)
+	if err != nil {
+		return nil, fmt.Errorf("room: name of a room: %w", err)
+	}
+	impl, err := roomVersion(version)
+	if err != nil {
+		return nil, err
+	}
+	checker, err := authrules.NewChecker(impl.Version())
+	if err != nil {
+		return nil, fmt.Errorf("room: auth rules: %w", err)
+	}
+	h := &hot{svc: s, rid: rid, id: id, version: version, impl: impl, checker: checker}
 	h.inbox = actor.NewInbox(maxQueue, maxBatch, h.handle)
-	h.tree = statetree.New(uint32(h.rid), nodeStore{s.cfg.KV, h.rid}, s.nodes)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	h.tree = statetree.New(uint32(rid), nodeStore{s.cfg.KV, rid}, s.nodes)
+	return h, nil
+}
+
+// keepLocked puts a room into the table unless it is there already, and
+// returns the one that is.
+func (s *Service) keepLocked(h *hot) *hot {
 	if other := s.hot[h.rid]; other != nil {
 		return other
 	}
@@ -197,29 +208,31 @@ func (s *Service) onRoom(ctx context.Context, rid intern.RID, do func(w *work) e
 	}
 }
 
-// put queues a job. It does so under the table's lock and only for a room that
-// stands in the table: one that was evicted meanwhile may be out of date.
+// put queues a job. It does so under the table's lock and only for the room
+// that stands in the table: one that was evicted may be out of date.
 func (s *Service) put(ctx context.Context, rid intern.RID, j *job) error {
-	for {
-		h, err := s.room(ctx, rid)
-		if err != nil {
+	h, err := s.room(ctx, rid)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.hot[rid] != h { // evicted meanwhile
+		s.mu.Unlock()
+		if h, err = s.newHot(ctx, rid); err != nil {
 			return err
 		}
 		s.mu.Lock()
-		if s.hot[rid] != h {
-			s.mu.Unlock()
-			continue
-		}
-		err = h.inbox.Put(j)
-		s.mu.Unlock()
-		switch {
-		case errors.Is(err, actor.ErrFull):
-			return httpx.LimitExceeded(time.Second)
-		case err != nil:
-			return httpx.Unavailable()
-		}
-		return nil
+		h = s.keepLocked(h)
 	}
+	err = h.inbox.Put(j)
+	s.mu.Unlock()
+	switch {
+	case errors.Is(err, actor.ErrFull):
+		return httpx.LimitExceeded(time.Second)
+	case err != nil:
+		return httpx.Unavailable()
+	}
+	return nil
 }
 
 // handle is the room's goroutine: it runs a batch of jobs on one work, commits
