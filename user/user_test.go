@@ -37,7 +37,7 @@ type fixture struct {
 	c     *storage.Committer
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	kv, err := leveldb.OpenMemory()
 	must(t, err)
@@ -48,7 +48,7 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-func (f *fixture) reopen(t *testing.T) {
+func (f *fixture) reopen(t testing.TB) {
 	t.Helper()
 	if f.c != nil {
 		must(t, f.c.Close())
@@ -70,7 +70,7 @@ func (f *fixture) register(t *testing.T, localpart string) mxid.UserID {
 	return a.UserID
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func must(t *testing.T, err error) {
 }
 
 // wantCode fails unless err is a Matrix error with this code ("": none).
-func wantCode(t *testing.T, err error, code string) {
+func wantCode(t testing.TB, err error, code string) {
 	t.Helper()
 	var e *httpx.Error
 	switch {
@@ -89,7 +89,7 @@ func wantCode(t *testing.T, err error, code string) {
 	}
 }
 
-func wantSoftLogout(t *testing.T, err error, soft bool) {
+func wantSoftLogout(t testing.TB, err error, soft bool) {
 	t.Helper()
 	wantCode(t, err, "M_UNKNOWN_TOKEN")
 	var e *httpx.Error
