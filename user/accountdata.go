@@ -250,3 +250,20 @@ func (s *Service) describeDatum(ctx context.Context, u mxid.UserID, key, value [
 	}
 	return d, err
 }
+
+// BlocksInvites says whether a local user wants no invites at all.
+// spec: client-server API, "Invite permission"
+func (s *Service) BlocksInvites(ctx context.Context, u mxid.UserID) (bool, error) {
+	raw, err := s.AccountData(ctx, u, "", "m.invite_permission_config")
+	if errors.Is(err, storage.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var config struct {
+		Default json.RawMessage `json:"default_action"`
+	}
+	// What isn't understood blocks nothing.
+	return json.Unmarshal(raw, &config) == nil && string(config.Default) == `"block"`, nil
+}

@@ -22,6 +22,8 @@ type Account struct {
 	Admin       bool
 	Deactivated bool
 	Guest       bool
+	Locked      bool // may only log out
+	Suspended   bool // may read, but not take part
 }
 
 // accountRow is row us<uid>.
@@ -31,6 +33,9 @@ type accountRow struct {
 	Guest    bool   `json:"guest,omitempty"`
 	Gone     bool   `json:"gone,omitempty"` // deactivated: the name stays taken
 	Password string `json:"password,omitempty"`
+
+	Locked    bool `json:"locked,omitempty"`
+	Suspended bool `json:"suspended,omitempty"`
 }
 
 func accountKey(uid intern.UID) storage.Key { return storage.K("us").U32(uint32(uid)) }
@@ -73,6 +78,22 @@ func (s *Service) active(get get, uid intern.UID) (accountRow, error) {
 		return row, errDeactivated()
 	}
 	return row, err
+}
+
+// unlocked reads the account row of a user who may have tokens.
+func (s *Service) unlocked(get get, uid intern.UID) error {
+	row, err := s.active(get, uid)
+	if err == nil && row.Locked {
+		return ErrLocked()
+	}
+	return err
+}
+
+// ErrLocked is the answer to all that the user of a locked account tries.
+// spec: client-server API, "Account locking"
+func ErrLocked() error {
+	return &httpx.Error{Status: http.StatusUnauthorized, Code: "M_USER_LOCKED", Message: "This account has been locked",
+		Extra: map[string]any{"soft_logout": true}}
 }
 
 func errDeactivated() error {
@@ -142,7 +163,8 @@ func errOr(err, otherwise error) error {
 }
 
 func (s *Service) describe(uid intern.UID, id mxid.UserID, row accountRow) Account {
-	return Account{UID: uid, UserID: id, CreatedDay: row.Day, Admin: row.Admin, Deactivated: row.Gone, Guest: row.Guest}
+	return Account{UID: uid, UserID: id, CreatedDay: row.Day, Admin: row.Admin, Deactivated: row.Gone, Guest: row.Guest,
+		Locked: row.Locked, Suspended: row.Suspended}
 }
 
 // Available returns nil if an account with this localpart can be made, or the
@@ -187,6 +209,24 @@ func (s *Service) Exists(ctx context.Context, u mxid.UserID) (bool, error) {
 
 // SetAdmin makes a user an administrator of the server, or no longer one.
 func (s *Service) SetAdmin(ctx context.Context, u mxid.UserID, admin bool) error {
+	return s.changeAccount(ctx, u, func(row *accountRow) { row.Admin = admin })
+}
+
+// SetLocked locks an account, so that its user may only log out, or unlocks
+// it. Tokens and devices stay. spec: client-server API, "Account locking"
+func (s *Service) SetLocked(ctx context.Context, u mxid.UserID, locked bool) error {
+	return s.changeAccount(ctx, u, func(row *accountRow) { row.Locked = locked })
+}
+
+// SetSuspended suspends an account, so that its user may read but not take
+// part, or ends that. spec: client-server API, "Account suspension"
+func (s *Service) SetSuspended(ctx context.Context, u mxid.UserID, suspended bool) error {
+	return s.changeAccount(ctx, u, func(row *accountRow) { row.Suspended = suspended })
+}
+
+// changeAccount changes the row of an active account. Its sessions are as the
+// account is from the next request on.
+func (s *Service) changeAccount(ctx context.Context, u mxid.UserID, change func(*accountRow)) error {
 	uid, err := s.lookup(ctx, u)
 	if err != nil {
 		return err
@@ -196,12 +236,12 @@ func (s *Service) SetAdmin(ctx context.Context, u mxid.UserID, admin bool) error
 		if err != nil {
 			return err
 		}
-		row.Admin = admin
+		change(&row)
 		tx.OnCommit(func() { s.sessions.dropUser(uid) })
 		return s.putAccount(tx, uid, row)
 	})
 	if err != nil {
-		return fmt.Errorf("set admin: %w", err)
+		return fmt.Errorf("change account: %w", err)
 	}
 	return nil
 }

@@ -19,6 +19,9 @@ type Session struct {
 	Device mxid.DeviceID
 	Admin  bool
 	Guest  bool
+	// Locked sessions may only log out, Suspended ones not take part; who
+	// serves requests refuses the rest.
+	Locked, Suspended bool
 }
 
 // Authenticate finds the session of an access token.
@@ -67,7 +70,8 @@ func (s *Service) loadSession(ctx context.Context, hash [32]byte) (Session, erro
 	if err != nil {
 		return Session{}, fmt.Errorf("authenticate: %w", err)
 	}
-	sess := Session{User: user, UID: row.UID, Device: row.Device, Admin: account.Admin, Guest: account.Guest}
+	sess := Session{User: user, UID: row.UID, Device: row.Device, Admin: account.Admin, Guest: account.Guest,
+		Locked: account.Locked, Suspended: account.Suspended}
 	if row.Fresh {
 		if err := s.settle(ctx, sess, hash); err != nil {
 			return Session{}, err

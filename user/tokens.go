@@ -164,7 +164,7 @@ func (s *Service) Login(ctx context.Context, u mxid.UserID, device mxid.DeviceID
 	}
 	tokens, p := s.issue(device, name)
 	err = s.do(ctx, func(tx *storage.Tx) error {
-		if _, err := s.active(tx.Get, uid); err != nil {
+		if err := s.unlocked(tx.Get, uid); err != nil {
 			return err
 		}
 		row, err := s.deviceForLogin(tx, u, uid, device, displayName)
@@ -240,6 +240,9 @@ func (s *Service) Refresh(ctx context.Context, refresh string) (Tokens, error) {
 	tokens, fresh := s.issue(who.Device, name)
 	var refused error
 	err = s.do(ctx, func(tx *storage.Tx) error {
+		if err := s.unlocked(tx.Get, who.UID); err != nil {
+			return err
+		}
 		refused, err = s.rotate(tx, user, who, key, s.hash(kindRefresh, refresh), fresh)
 		return err
 	})
