@@ -27,6 +27,7 @@ import (
 // it.
 type rig struct {
 	t      testing.TB
+	name   mxid.ServerName // "": a.example
 	s      *Service
 	kv     storage.KV
 	commit *storage.Committer
@@ -42,14 +43,16 @@ const (
 	dave  mxid.UserID = "@dave:b.example" // of another server
 )
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { return newRigOf(t, "a.example") }
+
+func newRigOf(t testing.TB, name mxid.ServerName) *rig {
 	t.Helper()
 	kv, err := leveldb.OpenMemory()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, kv: kv, ctx: context.Background()}
-	r.open(vault.OpenMemory(), clock.Real{})
+	r := &rig{t: t, name: name, kv: kv, ctx: context.Background()}
+	r.open(vault.OpenMemorySeed(string(name)), clock.Real{})
 	t.Cleanup(func() {
 		r.close()
 		kv.Close()
@@ -70,12 +73,15 @@ func (r *rig) open(v *vault.Vault, c clock.Clock) {
 	must(err)
 	table, err := intern.New(r.kv, commit, v)
 	must(err)
-	signer, err := keys.NewSigner("a.example", v)
+	if r.name == "" {
+		r.name = "a.example"
+	}
+	signer, err := keys.NewSigner(r.name, v)
 	must(err)
 	r.commit, r.hub, r.out = commit, notify.New(), &recordingOutbox{}
 	log := slog.New(slog.NewTextHandler(testWriter{r.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	r.s, err = New(Config{
-		ServerName: "a.example", KV: r.kv, Commit: commit, Intern: table, Vault: v, Clock: c,
+		ServerName: r.name, KV: r.kv, Commit: commit, Intern: table, Vault: v, Clock: c,
 		Hub: r.hub, Signer: signer, Outbox: r.out, DefaultVersion: "12", Log: log,
 	})
 	must(err)
