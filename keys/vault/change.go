@@ -48,7 +48,8 @@ func (v *Vault) ensure(ref Ref, size int) error {
 		return errors.New("vault: empty key reference")
 	}
 	v.mu.RLock()
-	has, dead := v.ring.has(ref), v.ring.dead[ref]
+	_, has := v.ring.segmentOf(ref)
+	dead := v.ring.isDead(ref)
 	v.mu.RUnlock()
 	switch {
 	case dead:
@@ -59,19 +60,10 @@ func (v *Vault) ensure(ref Ref, size int) error {
 	return v.join(func(g *group) { g.want[ref] = size })
 }
 
-func (r *ring) has(ref Ref) bool {
-	if ref.kind == kindSecret {
-		_, ok := r.secrets[ref]
-		return ok
-	}
-	_, ok := r.index[ref]
-	return ok
-}
-
 // Destroy makes everything sealed under these keys unreadable for ever. It
 // returns when that is durable. Keys that don't exist are no error. The cost
-// is one rewrite of the key log (128 bytes a key) for all that are given, and
-// for all calls that wait.
+// is a rewrite of the segments of the key log that hold the keys (at most 512
+// KiB each) for all that are given, and for all calls that wait.
 func (v *Vault) Destroy(refs ...Ref) error {
 	for _, r := range refs {
 		if r.kind != kindUser && r.kind != kindRoom && r.kind != kindMedia {
@@ -108,7 +100,7 @@ func (v *Vault) RotateRoot(root []byte) error {
 	if err := v.stageRoot(root); err != nil {
 		return err
 	}
-	if err := v.rewrite(v.snapshot()); err != nil {
+	if err := v.rewrite(v.allSegments(), nil, nil); err != nil {
 		// Which epoch file is there is uncertain: both root keys stay where
 		// Open looks for them.
 		v.root = old
@@ -130,7 +122,7 @@ func (v *Vault) stageRoot(root []byte) error {
 		return fmt.Errorf("vault: the root key has %d bytes, not %d", len(root), keySize)
 	}
 	if v.broken {
-		if err := v.rewrite(v.snapshot()); err != nil {
+		if err := v.rewrite(map[uint64]bool{v.active.gen: true}, nil, nil); err != nil {
 			return err
 		}
 	}
@@ -151,10 +143,12 @@ func (v *Vault) promoteRoot() error {
 	return v.fs.SyncDir(filepath.Dir(v.rootFile))
 }
 
-func (v *Vault) snapshot() []record {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return v.ring.records()
+func (v *Vault) allSegments() map[uint64]bool {
+	all := map[uint64]bool{}
+	for gen := range v.segments {
+		all[gen] = true
+	}
+	return all
 }
 
 // write makes the changes of a group durable, then visible. Caller has wmu.
@@ -167,20 +161,20 @@ func (v *Vault) write(g *group) error {
 		return err
 	}
 	gone := v.present(g.destroy)
-	if len(gone) > 0 || v.broken {
-		return v.writeWhole(fresh, gone)
+	if len(gone) > 0 || v.broken || int(v.active.count)+len(fresh) > v.segment {
+		return v.rewrite(v.affected(gone), gone, fresh)
 	}
 	if len(fresh) == 0 {
 		return nil
 	}
-	if err := v.log.append(fresh, v.rand); err != nil {
+	if err := v.active.append(fresh, v.rand); err != nil {
 		v.broken = true
 		return unavailable("write data keys", err)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, r := range fresh {
-		v.ring.add(r)
+		v.ring.add(r, v.active.gen)
 	}
 	return nil
 }
@@ -191,7 +185,7 @@ func (v *Vault) freshRecords(g *group) ([]record, error) {
 	defer v.mu.RUnlock()
 	var recs []record
 	for ref, size := range g.want {
-		if v.ring.has(ref) || v.ring.dead[ref] || g.destroy[ref] {
+		if _, has := v.ring.segmentOf(ref); has || v.ring.isDead(ref) || g.destroy[ref] {
 			continue
 		}
 		key := make([]byte, size)
@@ -211,70 +205,158 @@ func (v *Vault) present(refs map[Ref]bool) map[Ref]bool {
 	defer v.mu.RUnlock()
 	gone := map[Ref]bool{}
 	for ref := range refs {
-		if v.ring.has(ref) || ref.kind == kindUser && !v.ring.dead[ref] {
+		if _, has := v.ring.segmentOf(ref); has || ref.kind == kindUser && !v.ring.isDead(ref) {
 			gone[ref] = true
 		}
 	}
 	return gone
 }
 
-// writeWhole writes a new generation with the fresh keys and without those
-// that are destroyed.
-func (v *Vault) writeWhole(fresh []record, gone map[Ref]bool) error {
+// maxMerge is how many sparse segments, those less than a quarter full, one
+// change takes along to merge them.
+const maxMerge = 2
+
+// affected are the segments to rewrite when keys go: those that hold them,
+// the active one if its end is uncertain, and some with few keys left.
+func (v *Vault) affected(gone map[Ref]bool) map[uint64]bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	set := map[uint64]bool{}
+	for ref := range gone {
+		if seg, ok := v.ring.segmentOf(ref); ok {
+			set[seg] = true
+		}
+	}
+	if v.broken {
+		set[v.active.gen] = true
+	}
+	merged := 0
+	for gen, l := range v.segments {
+		if l != v.active && !set[gen] && v.ring.live[gen] < v.segment/4 && merged < maxMerge {
+			set[gen] = true
+			merged++
+		}
+	}
+	return set
+}
+
+// rewrite replaces the segments in set by new ones, under new epoch keys,
+// with the fresh keys and without those that are gone: first the new
+// segments, then the epoch file, then the old ones are wiped. Before the epoch
+// file is replaced nothing has changed; whether it was, after an error in
+// between, is uncertain, and the next change begins with replacing it again.
+// Caller has wmu.
+func (v *Vault) rewrite(set map[uint64]bool, gone map[Ref]bool, fresh []record) error {
+	v.broken = true
+	logs, chunks, err := v.createLogs(v.surviving(set, gone, fresh))
+	if err != nil {
+		return unavailable("write data keys", err)
+	}
+	next := map[uint64]*keyLog{}
+	for gen, l := range v.segments {
+		if !set[gen] {
+			next[gen] = l
+		}
+	}
+	for _, l := range logs {
+		next[l.gen] = l
+	}
+	if err := v.writeEpoch(next); err != nil {
+		return errors.Join(unavailable("write epoch", err), closeAll(logs))
+	}
+	v.broken = false
+	v.mu.Lock()
+	for gen := range set {
+		delete(v.ring.live, gen)
+	}
+	for i, l := range logs {
+		for _, r := range chunks[i] {
+			v.ring.add(r, l.gen)
+		}
+	}
+	for ref := range gone {
+		v.ring.remove(ref)
+	}
+	v.mu.Unlock()
+	v.choose(next, logs)
+	v.removeOld()
+	return nil
+}
+
+// surviving lists the records of the new segments.
+func (v *Vault) surviving(set map[uint64]bool, gone map[Ref]bool, fresh []record) []record {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
 	var recs []record
 	for ref := range gone {
 		if ref.kind == kindUser {
 			recs = append(recs, record{typ: recDead, ref: ref})
 		}
 	}
-	for _, r := range v.snapshot() {
-		if !gone[r.ref] {
+	for _, r := range v.ring.records(set) {
+		if !gone[r.ref] || r.typ == recDead {
 			recs = append(recs, r)
 		}
 	}
-	return v.rewrite(append(recs, fresh...))
+	return append(recs, fresh...)
 }
 
-// rewrite makes recs the whole content of the vault: a log of a new
-// generation under a new epoch key, then the epoch file, then the old log is
-// wiped. Before the epoch file is replaced nothing has changed; whether it
-// was, after an error in between, is uncertain, and the next change starts
-// from a further generation. Caller has wmu.
-func (v *Vault) rewrite(recs []record) error {
-	v.broken = true
-	v.lastGen++
-	ep := epoch{gen: v.lastGen, next: v.nextNum, base: uint64(len(recs))}
-	if _, err := io.ReadFull(v.rand, ep.key[:]); err != nil {
-		return fmt.Errorf("vault: random epoch key: %w", err)
+// createLogs writes the records to new segments, at least one, and makes them
+// durable.
+func (v *Vault) createLogs(recs []record) (logs []*keyLog, chunks [][]record, err error) {
+	for first := true; first || len(recs) > 0; first = false {
+		n := min(len(recs), v.segment)
+		l, err := v.createLog(recs[:n])
+		if err != nil {
+			return nil, nil, errors.Join(err, closeAll(logs))
+		}
+		logs, chunks, recs = append(logs, l), append(chunks, recs[:n]), recs[n:]
 	}
-	l, err := v.createLog(ep.gen, ep.key[:], recs)
-	if err != nil {
-		return unavailable("write data keys", err)
+	if err := v.fs.SyncDir(v.dir); err != nil {
+		return nil, nil, errors.Join(err, closeAll(logs))
+	}
+	return logs, chunks, nil
+}
+
+func closeAll(logs []*keyLog) error {
+	var errs []error
+	for _, l := range logs {
+		errs = append(errs, l.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (v *Vault) writeEpoch(segments map[uint64]*keyLog) error {
+	ep := epoch{lastGen: v.lastGen, next: v.nextNum}
+	for _, l := range segments {
+		ep.segments = append(ep.segments, segmentKey{gen: l.gen, key: l.key, count: l.count})
 	}
 	b, err := ep.encode(v.root[:], v.rand)
-	if err == nil {
-		err = v.replace(v.path(epochFile), b)
-	}
 	if err != nil {
-		return errors.Join(unavailable("write epoch", err), l.close())
+		return err
 	}
-	old := v.log
-	v.log, v.broken = l, false
-	v.replaceRing(recs)
-	_ = old.close() // read and synced before; nothing is lost with it
-	v.removeOld()
-	return nil
+	return v.replace(v.path(epochFile), b)
 }
 
-func (v *Vault) replaceRing(recs []record) {
-	r := newRing()
-	for _, rec := range recs {
-		r.add(rec)
+// choose takes the new set of segments and makes the emptiest of the old
+// active one and the last new one the active one. Only that stays open; the
+// others were synced when they were written, so closing them loses nothing.
+func (v *Vault) choose(next map[uint64]*keyLog, logs []*keyLog) {
+	active := logs[len(logs)-1]
+	if old := v.active; old != nil && next[old.gen] == old && old.count < active.count {
+		active = old
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.ring.drop()
-	v.ring = r
+	for _, l := range v.segments {
+		if l != active {
+			_ = l.close()
+		}
+	}
+	for _, l := range logs {
+		if l != active {
+			_ = l.close()
+		}
+	}
+	v.segments, v.active = next, active
 }
 
 // unavailable marks a failing disk, so that callers answer "try again later".

@@ -36,7 +36,7 @@ func TestPowerCuts(t *testing.T) {
 
 // life works until the power is cut.
 func (w *world) life() {
-	left := w.r.IntN(60)
+	left := w.r.IntN(150)
 	w.fs.Fail = func(op, _ string) error {
 		switch op {
 		case "read", "list", "stat", "open":
@@ -49,6 +49,7 @@ func (w *world) life() {
 	}
 	var err error
 	if w.v, err = Open(Options{Dir: "/v", RootFile: "/elsewhere/root", FS: w.fs}); err == nil {
+		w.v.segment = 8
 		for err == nil {
 			err = w.step()
 		}

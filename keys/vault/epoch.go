@@ -13,22 +13,29 @@ import (
 	"strings"
 )
 
-// The epoch file is "PLYEPOC1", generation u64, nonce 12 and, sealed under a
-// key derived from the root key with the header as additional data: epoch
-// key 32, next key number u64, number of first records u64.
+// The epoch file is "PLYEPOC1", the highest generation u64, nonce 12 and,
+// sealed under a key derived from the root key with the header as additional
+// data: next key number u64, and for each segment of the key log its
+// generation u64, epoch key 32 and the number of its durable records u64.
 const (
-	epochMagic = "PLYEPOC1"
-	epochFile  = "epoch"
-	newSuffix  = ".new" // of the root key file, while the root is being changed
-	epochSize  = 16 + nonceSize + keySize + 16 + tagSize
+	epochMagic   = "PLYEPOC1"
+	epochFile    = "epoch"
+	newSuffix    = ".new" // of the root key file, while the root is being changed
+	epochHeader  = 16
+	epochSegment = 8 + keySize + 8
 )
 
-// epoch says which generation of the key log counts, and opens it.
+// epoch says which segments of the key log count, and opens them.
 type epoch struct {
-	gen  uint64
-	key  [keySize]byte
-	next uint64 // key number
-	base uint64 // records that the log was made with
+	lastGen  uint64
+	next     uint64 // key number
+	segments []segmentKey
+}
+
+type segmentKey struct {
+	gen   uint64
+	key   [keySize]byte
+	count uint64
 }
 
 func wrapKey(root []byte) ([]byte, error) {
@@ -40,39 +47,48 @@ func (e *epoch) encode(root []byte, random io.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := binary.BigEndian.AppendUint64(append(make([]byte, 0, epochSize), epochMagic...), e.gen)
-	out = out[:16+nonceSize]
-	if _, err := io.ReadFull(random, out[16:]); err != nil {
+	plain := binary.BigEndian.AppendUint64(nil, e.next)
+	for _, s := range e.segments {
+		plain = binary.BigEndian.AppendUint64(plain, s.gen)
+		plain = append(plain, s.key[:]...)
+		plain = binary.BigEndian.AppendUint64(plain, s.count)
+	}
+	out := make([]byte, epochHeader+nonceSize, epochHeader+nonceSize+len(plain)+tagSize)
+	copy(out, epochMagic)
+	binary.BigEndian.PutUint64(out[8:], e.lastGen)
+	if _, err := io.ReadFull(random, out[epochHeader:]); err != nil {
 		return nil, err
 	}
-	plain := append([]byte(nil), e.key[:]...)
-	plain = binary.BigEndian.AppendUint64(plain, e.next)
-	plain = binary.BigEndian.AppendUint64(plain, e.base)
-	return newAEAD(key).Seal(out, out[16:], plain, out[:16]), nil
+	return newAEAD(key).Seal(out, out[epochHeader:], plain, out[:epochHeader]), nil
 }
 
 func decodeEpoch(b, root []byte) (e epoch, err error) {
-	if len(b) != epochSize || string(b[:8]) != epochMagic {
+	body := len(b) - epochHeader - nonceSize - tagSize - 8
+	if body < epochSegment || body%epochSegment != 0 || string(b[:8]) != epochMagic {
 		return e, fmt.Errorf("vault: epoch file: %w", ErrCorrupt)
 	}
 	key, err := wrapKey(root)
 	if err != nil {
 		return e, err
 	}
-	p, err := newAEAD(key).Open(nil, b[16:16+nonceSize], b[16+nonceSize:], b[:16])
+	at := epochHeader + nonceSize
+	p, err := newAEAD(key).Open(nil, b[epochHeader:at], b[at:], b[:epochHeader])
 	if err != nil {
 		return e, fmt.Errorf("vault: the root key doesn't open the epoch file: %w", ErrCorrupt)
 	}
-	e.gen = binary.BigEndian.Uint64(b[8:])
-	copy(e.key[:], p)
-	e.next = binary.BigEndian.Uint64(p[keySize:])
-	e.base = binary.BigEndian.Uint64(p[keySize+8:])
+	e.lastGen = binary.BigEndian.Uint64(b[8:])
+	e.next = binary.BigEndian.Uint64(p)
+	for p = p[8:]; len(p) > 0; p = p[epochSegment:] {
+		s := segmentKey{gen: binary.BigEndian.Uint64(p), count: binary.BigEndian.Uint64(p[8+keySize:])}
+		copy(s.key[:], p[8:])
+		e.segments = append(e.segments, s)
+	}
 	return e, nil
 }
 
 // load opens what the directory has, or makes a new vault in an empty one.
 func (v *Vault) load(given []byte) error {
-	v.ring = newRing()
+	v.ring, v.segments = newRing(), map[uint64]*keyLog{}
 	b, err := v.fs.ReadFile(v.path(epochFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return v.create(given)
@@ -84,9 +100,9 @@ func (v *Vault) load(given []byte) error {
 	if err != nil {
 		return err
 	}
-	v.lastGen, v.nextNum = ep.gen, ep.next
-	if err := v.readLog(ep); err != nil {
-		return err
+	v.lastGen, v.nextNum = ep.lastGen, ep.next
+	if err := v.readSegments(ep); err != nil {
+		return errors.Join(err, v.closeSegments())
 	}
 	v.removeOldRoots()
 	v.removeOld()
@@ -169,7 +185,7 @@ func (v *Vault) create(given []byte) error {
 		return err
 	}
 	v.nextNum = 1
-	return v.rewrite(v.ring.records())
+	return v.rewrite(nil, nil, nil)
 }
 
 func (v *Vault) refuseOrphans() error {
@@ -231,7 +247,7 @@ func (v *Vault) removeOld() {
 		return
 	}
 	for _, g := range gens {
-		if g != v.log.gen {
+		if v.segments[g] == nil {
 			v.removeWiped(v.path(logName(g)))
 		}
 	}

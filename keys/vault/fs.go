@@ -61,11 +61,18 @@ func (osFS) List(dir string) ([]string, error) {
 }
 
 func (osFS) Create(name string) (File, error) {
-	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	return openFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
 }
 
-func (osFS) OpenFile(name string) (File, error) {
-	return os.OpenFile(name, os.O_RDWR, 0)
+func (osFS) OpenFile(name string) (File, error) { return openFile(name, os.O_RDWR) }
+
+// openFile returns a nil interface, not a nil *os.File in one, on errors.
+func openFile(name string, flag int) (File, error) {
+	f, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 func (osFS) SyncDir(dir string) error {
@@ -100,8 +107,14 @@ func (v *Vault) replace(path string, data []byte) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	size := 0
 	if old != nil {
 		defer old.Close()
+		b, err := v.fs.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		size = len(b)
 	}
 	if err := v.fs.Rename(path+".tmp", path); err != nil {
 		return err
@@ -110,7 +123,7 @@ func (v *Vault) replace(path string, data []byte) error {
 		return err
 	}
 	if old != nil {
-		wipe(old, len(data))
+		wipe(old, size)
 	}
 	return nil
 }

@@ -25,7 +25,7 @@ func (v *Vault) Secret(name string, n int) ([]byte, error) {
 	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	s := v.ring.secrets[ref]
+	s := v.ring.secrets[ref].value
 	if len(s) != n {
 		return nil, fmt.Errorf("vault: secret has %d bytes, not %d", len(s), n)
 	}

@@ -9,8 +9,8 @@ import (
 	"strconv"
 )
 
-// The key log is a header and records of one size, so that a record's number
-// follows from its place:
+// A segment of the key log is a header and records of one size, so that a
+// record's number follows from its place:
 //
 //	header  "PLYKEYS1", generation u64
 //	record  nonce 12, AES-256-GCM(plaintext 100) 116
@@ -42,10 +42,15 @@ type record struct {
 	payload []byte
 }
 
-// keyLog is the open log of one generation. Vault.wmu guards it.
+// maxSegment is how many records a segment takes: destroying a key rewrites
+// half a MiB, not the whole log.
+const maxSegment = 4096
+
+// keyLog is one segment, a generation of the key log. Vault.wmu guards it.
 type keyLog struct {
 	gen   uint64
-	file  File
+	key   [keySize]byte
+	file  File // open while the segment is the active one
 	aead  cipher.AEAD
 	count uint64 // durable records
 }
@@ -56,7 +61,9 @@ func (l *keyLog) close() error {
 	if l == nil || l.file == nil {
 		return nil
 	}
-	return l.file.Close()
+	f := l.file
+	l.file = nil
+	return f.Close()
 }
 
 func (r *record) plain(durable uint64) []byte {
@@ -114,50 +121,70 @@ func (l *keyLog) append(recs []record, random io.Reader) error {
 	return nil
 }
 
-// createLog writes a new generation with its first records and syncs it.
-func (v *Vault) createLog(gen uint64, key []byte, recs []record) (*keyLog, error) {
-	l := &keyLog{gen: gen, aead: newAEAD(key)}
-	f, err := v.fs.Create(v.path(logName(gen)))
+// createLog writes a new segment with its first records and syncs it, but not
+// its directory entry.
+func (v *Vault) createLog(recs []record) (*keyLog, error) {
+	v.lastGen++
+	l := &keyLog{gen: v.lastGen}
+	if _, err := io.ReadFull(v.rand, l.key[:]); err != nil {
+		return nil, err
+	}
+	l.aead = newAEAD(l.key[:])
+	f, err := v.fs.Create(v.path(logName(l.gen)))
 	if err != nil {
 		return nil, err
 	}
 	l.file = f
-	head := binary.BigEndian.AppendUint64([]byte(logMagic), gen)
-	if _, err := f.WriteAt(head, 0); err != nil {
-		return nil, errors.Join(err, f.Close())
+	head := binary.BigEndian.AppendUint64([]byte(logMagic), l.gen)
+	if _, err = f.WriteAt(head, 0); err == nil {
+		err = l.append(recs, v.rand)
 	}
-	if err := l.append(recs, v.rand); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if err := v.fs.SyncDir(v.dir); err != nil {
-		return nil, errors.Join(err, f.Close())
+	if err != nil {
+		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
 }
 
-// readLog reads the log that the epoch names into the ring, and cuts off a
-// torn end.
-func (v *Vault) readLog(ep epoch) error {
-	name := logName(ep.gen)
+// readSegments reads the segments that the epoch names into the ring. The one
+// with the fewest records goes on to grow.
+func (v *Vault) readSegments(ep epoch) error {
+	for _, s := range ep.segments {
+		l, err := v.readSegment(s)
+		if err != nil {
+			return err
+		}
+		v.segments[l.gen] = l
+		if v.active == nil || l.count < v.active.count {
+			v.active = l
+		}
+	}
+	v.ring.sort()
+	f, err := v.fs.OpenFile(v.path(logName(v.active.gen)))
+	if err != nil {
+		return fmt.Errorf("vault: open %s: %w", logName(v.active.gen), err)
+	}
+	v.active.file = f
+	return nil
+}
+
+// readSegment reads one segment and cuts off a torn end.
+func (v *Vault) readSegment(s segmentKey) (*keyLog, error) {
+	name := logName(s.gen)
 	b, err := v.fs.ReadFile(v.path(name))
 	if err != nil {
-		return fmt.Errorf("vault: read %s: %w", name, err)
+		return nil, fmt.Errorf("vault: read %s: %w", name, err)
 	}
-	if len(b) < logHeader || string(b[:8]) != logMagic || binary.BigEndian.Uint64(b[8:]) != ep.gen {
-		return fmt.Errorf("vault: header of %s: %w", name, ErrCorrupt)
+	if len(b) < logHeader || string(b[:8]) != logMagic || binary.BigEndian.Uint64(b[8:]) != s.gen {
+		return nil, fmt.Errorf("vault: header of %s: %w", name, ErrCorrupt)
 	}
-	l := &keyLog{gen: ep.gen, aead: newAEAD(ep.key[:])}
+	l := &keyLog{gen: s.gen, key: s.key, aead: newAEAD(s.key[:])}
 	if err := v.readRecords(l, b[logHeader:]); err != nil {
-		return fmt.Errorf("vault: %s: %w", name, err)
+		return nil, fmt.Errorf("vault: %s: %w", name, err)
 	}
-	if l.count < ep.base {
-		return fmt.Errorf("vault: %s has %d of %d records: %w", name, l.count, ep.base, ErrCorrupt)
+	if l.count < s.count {
+		return nil, fmt.Errorf("vault: %s has %d of %d records: %w", name, l.count, s.count, ErrCorrupt)
 	}
-	if l.file, err = v.fs.OpenFile(v.path(name)); err != nil {
-		return fmt.Errorf("vault: open %s: %w", name, err)
-	}
-	v.log = l
-	return v.cutTail(l, len(b))
+	return l, v.cutTail(l, len(b))
 }
 
 func (v *Vault) cutTail(l *keyLog, size int) error {
@@ -165,14 +192,25 @@ func (v *Vault) cutTail(l *keyLog, size int) error {
 	if int64(size) == end {
 		return nil
 	}
-	err := l.file.Truncate(end)
-	if err == nil {
-		err = l.file.Sync()
-	}
+	f, err := v.fs.OpenFile(v.path(logName(l.gen)))
 	if err != nil {
-		return errors.Join(fmt.Errorf("vault: cut the log's torn end: %w", err), l.close())
+		return fmt.Errorf("vault: open %s: %w", logName(l.gen), err)
+	}
+	if err = f.Truncate(end); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("vault: cut the torn end of %s: %w", logName(l.gen), err)
 	}
 	return nil
+}
+
+func (v *Vault) closeSegments() error {
+	var errs []error
+	for _, l := range v.segments {
+		errs = append(errs, l.close())
+	}
+	return errors.Join(errs...)
 }
 
 func (v *Vault) readRecords(l *keyLog, b []byte) error {
@@ -187,7 +225,7 @@ func (v *Vault) readRecords(l *keyLog, b []byte) error {
 		}
 		l.count = n + 1
 		v.nextNum = max(v.nextNum, rec.num+1)
-		v.ring.add(rec)
+		v.ring.add(rec, l.gen)
 	}
 	return nil
 }

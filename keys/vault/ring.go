@@ -1,9 +1,10 @@
 package vault
 
 import (
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
-	"sort"
+	"slices"
 )
 
 const keySize = 32
@@ -13,60 +14,110 @@ const maxAEADs = 4096
 
 // ring is the data keys in memory. Vault.mu guards it.
 type ring struct {
-	entries []entry        // ordered by number
+	entries []entry        // ordered by number, with gaps
 	index   map[Ref]uint32 // place in entries
-	dead    map[Ref]bool   // users whose key was destroyed
-	secrets map[Ref][]byte
+	gaps    int            // entries that are gone
+	dead    map[Ref]uint64 // users whose key was destroyed; their segment
+	secrets map[Ref]secret
+	live    map[uint64]int // records that count, by segment
 	aeads   map[uint64]cipher.AEAD
 }
 
 type entry struct {
-	ref Ref
-	num uint64
-	key [keySize]byte
+	ref     Ref
+	gone    bool
+	segment uint32
+	num     uint64
+	key     [keySize]byte
+}
+
+type secret struct {
+	value   []byte
+	segment uint64
 }
 
 func newRing() ring {
-	return ring{index: map[Ref]uint32{}, dead: map[Ref]bool{}, secrets: map[Ref][]byte{}, aeads: map[uint64]cipher.AEAD{}}
+	return ring{index: map[Ref]uint32{}, dead: map[Ref]uint64{}, secrets: map[Ref]secret{}, live: map[uint64]int{}, aeads: map[uint64]cipher.AEAD{}}
 }
 
-// add takes a record of the log into memory.
-func (r *ring) add(rec record) {
-	switch {
+// add takes a record of a segment into memory, or notes that it has moved
+// there.
+func (r *ring) add(rec record, segment uint64) {
+	r.live[segment]++
+	switch i, ok := r.index[rec.ref]; {
 	case rec.typ == recDead:
-		r.dead[rec.ref] = true
+		r.dead[rec.ref] = segment
 	case rec.ref.kind == kindSecret:
-		r.secrets[rec.ref] = rec.payload
+		r.secrets[rec.ref] = secret{rec.payload, segment}
+	case ok:
+		r.entries[i].segment = uint32(segment)
 	default:
 		r.index[rec.ref] = uint32(len(r.entries))
-		e := entry{ref: rec.ref, num: rec.num}
+		e := entry{ref: rec.ref, num: rec.num, segment: uint32(segment)}
 		copy(e.key[:], rec.payload)
 		r.entries = append(r.entries, e)
 	}
 }
 
-// records lists what a new generation of the log must hold.
-func (r *ring) records() []record {
-	out := make([]record, 0, len(r.dead)+len(r.secrets)+len(r.entries))
-	for ref := range r.dead {
-		out = append(out, record{typ: recDead, ref: ref})
+// remove forgets a data key, overwriting it in memory.
+func (r *ring) remove(ref Ref) {
+	i, ok := r.index[ref]
+	if !ok {
+		return
+	}
+	e := &r.entries[i]
+	clear(e.key[:])
+	e.gone = true
+	delete(r.index, ref)
+	delete(r.aeads, e.num)
+	if r.gaps++; r.gaps > len(r.entries)/2 {
+		r.sort()
+	}
+}
+
+// sort orders the entries by number and closes the gaps.
+func (r *ring) sort() {
+	r.entries = slices.DeleteFunc(r.entries, func(e entry) bool { return e.gone })
+	slices.SortFunc(r.entries, func(a, b entry) int { return cmp.Compare(a.num, b.num) })
+	r.gaps = 0
+	for i := range r.entries {
+		r.index[r.entries[i].ref] = uint32(i)
+	}
+}
+
+// records lists what the segments hold that counts, keys by number.
+func (r *ring) records(segments map[uint64]bool) []record {
+	var out []record
+	for ref, seg := range r.dead {
+		if segments[seg] {
+			out = append(out, record{typ: recDead, ref: ref})
+		}
 	}
 	for ref, s := range r.secrets {
-		out = append(out, record{typ: recKey, ref: ref, payload: s})
+		if segments[s.segment] {
+			out = append(out, record{typ: recKey, ref: ref, payload: s.value})
+		}
 	}
 	for i := range r.entries {
-		e := &r.entries[i]
-		out = append(out, record{typ: recKey, ref: e.ref, num: e.num, payload: e.key[:]})
+		if e := &r.entries[i]; !e.gone && segments[uint64(e.segment)] {
+			out = append(out, record{typ: recKey, ref: e.ref, num: e.num, payload: e.key[:]})
+		}
 	}
 	return out
 }
 
-// drop forgets all keys, overwriting them in memory.
-func (r *ring) drop() {
-	for i := range r.entries {
-		clear(r.entries[i].key[:])
+// segmentOf says where a key, secret or tombstone stands.
+func (r *ring) segmentOf(ref Ref) (uint64, bool) {
+	if i, ok := r.index[ref]; ok {
+		return uint64(r.entries[i].segment), true
 	}
-	*r = newRing()
+	s, ok := r.secrets[ref]
+	return s.segment, ok
+}
+
+func (r *ring) isDead(ref Ref) bool {
+	_, ok := r.dead[ref]
+	return ok
 }
 
 func (r *ring) byRef(ref Ref) (*entry, bool) {
@@ -78,8 +129,8 @@ func (r *ring) byRef(ref Ref) (*entry, bool) {
 }
 
 func (r *ring) byNum(num uint64) (*entry, bool) {
-	i := sort.Search(len(r.entries), func(i int) bool { return r.entries[i].num >= num })
-	if i == len(r.entries) || r.entries[i].num != num {
+	i, ok := slices.BinarySearchFunc(r.entries, num, func(e entry, num uint64) int { return cmp.Compare(e.num, num) })
+	if !ok || r.entries[i].gone {
 		return nil, false
 	}
 	return &r.entries[i], true
@@ -147,7 +198,7 @@ func (v *Vault) sealer(ref Ref) (uint64, cipher.AEAD, error) {
 }
 
 func (v *Vault) sealerLocked(ref Ref) (num uint64, a cipher.AEAD, dead bool) {
-	if v.ring.dead[ref] {
+	if v.ring.isDead(ref) {
 		return 0, nil, true
 	}
 	if e, ok := v.ring.byRef(ref); ok {

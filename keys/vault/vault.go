@@ -3,10 +3,11 @@
 // what it sealed, wherever copies of the ciphertext remain.
 //
 // Layout of the directory: root.key (0600, the key-encrypting key, unless it
-// is kept elsewhere or given from outside), epoch (the epoch key wrapped by the root key, small,
-// replaced on every destruction) and keys.<generation> (an append-only log of
-// data keys wrapped by the epoch key; rewritten whole when keys are
-// destroyed, so that no old copy can be opened any more).
+// is kept elsewhere or given from outside), epoch (the epoch keys wrapped by
+// the root key, small, replaced on every destruction) and keys.<generation>
+// (segments of an append-only log of data keys, each wrapped by an epoch key
+// of its own; the segment of a key that is destroyed is rewritten under a new
+// one, so that no old copy can be opened any more).
 //
 // A sealed value is: version byte, key number (uvarint), 12-byte random
 // nonce, AES-256-GCM ciphertext. The additional data is the full row key, so
@@ -97,11 +98,13 @@ type Vault struct {
 	wmu      sync.Mutex // held by who writes; guards the rest
 	root     [keySize]byte
 	rootFile string
-	ownsRoot bool // the root key file is ours to replace
-	log      *keyLog
-	lastGen  uint64 // highest generation ever tried
+	ownsRoot bool               // the root key file is ours to replace
+	segments map[uint64]*keyLog // by generation
+	active   *keyLog            // the segment that grows
+	lastGen  uint64             // highest generation ever tried
 	nextNum  uint64
-	broken   bool // the log's end is uncertain: write a new generation next
+	segment  int  // records that a segment takes
+	broken   bool // what the disk has is uncertain: replace the epoch next
 	closed   bool
 }
 
@@ -118,7 +121,7 @@ type Options struct {
 // whose root key other users of the machine may read, one whose files don't
 // belong together, and damage anywhere but in the unsynced end of the log.
 func Open(o Options) (*Vault, error) {
-	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader, rootFile: o.RootFile}
+	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader, rootFile: o.RootFile, segment: maxSegment}
 	if v.rootFile == "" {
 		v.rootFile = v.path("root.key")
 	}
@@ -149,7 +152,7 @@ func (v *Vault) Close() error {
 		return nil
 	}
 	v.closed = true
-	return v.log.close()
+	return v.closeSegments()
 }
 
 // lockedReader makes a given random source safe for concurrent use.

@@ -134,7 +134,7 @@ func TestDestroyedLogDoesNotOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &keyLog{gen: 1, aead: newAEAD(e.key[:])}
+	l := &keyLog{gen: 1, aead: newAEAD(e.segments[0].key[:])}
 	for n := range uint64(len(oldLog)/recordSize) - 1 {
 		if _, _, err := l.decode(oldLog[logHeader:], n); err == nil {
 			t.Errorf("record %d of the old log opens", n)
@@ -378,7 +378,7 @@ func TestCreationIsGrouped(t *testing.T) {
 		}
 		v.gmu.Unlock()
 		v.mu.RLock()
-		have := len(v.ring.entries)
+		have := len(v.ring.index)
 		v.mu.RUnlock()
 		if waiting+have >= n-1 || waiting > n/2 {
 			break
@@ -414,6 +414,76 @@ func TestFailingDisk(t *testing.T) {
 	v = mustOpen(t, Options{Dir: "/v", FS: m})
 	wantText(t, v, "r", before, "before")
 	wantText(t, v, "r", after, "after")
+}
+
+// The log stays in segments: destroying rewrites few of them, sparse ones
+// are merged, and empty ones go.
+func TestSegments(t *testing.T) {
+	m := NewMemFS()
+	v := mustOpen(t, Options{Dir: "/v", FS: m})
+	v.segment = 16
+	sealed := map[uint32][]byte{}
+	for i := range uint32(200) {
+		sealed[i] = mustSeal(t, v, Room(i, 0), "r", "x")
+	}
+	if n := len(v.segments); n < 12 || n > 16 {
+		t.Errorf("%d segments for 200 keys of 16", n)
+	}
+	written := 0
+	m.Fail = func(op, name string) error {
+		if op == "create" && strings.Contains(name, "keys.") {
+			written++
+		}
+		return nil
+	}
+	check := func() {
+		t.Helper()
+		for _, v := range []*Vault{v, mustOpen(t, Options{Dir: "/v", FS: m})} {
+			for i := range uint32(200) {
+				got, err := v.Unseal([]byte("r"), sealed[i])
+				if b, ok := sealed[i]; ok && (err != nil || string(got) != "x") {
+					t.Fatalf("key %d: %v %v", i, b, err)
+				}
+			}
+		}
+	}
+	if err := v.Destroy(Room(50, 0)); err != nil {
+		t.Fatal(err)
+	}
+	delete(sealed, 50)
+	if written > 1 {
+		t.Errorf("destroying one key wrote %d segments", written)
+	}
+	check()
+	for i := range uint32(190) {
+		gone := sealed[i]
+		if err := v.Destroy(Room(i, 0)); err != nil {
+			t.Fatal(err)
+		}
+		delete(sealed, i)
+		if gone != nil {
+			_, err := v.Unseal([]byte("r"), gone)
+			wantErr(t, err, ErrDestroyed)
+		}
+	}
+	check()
+	if n := len(v.segments); n > 4 {
+		t.Errorf("%d segments for 10 keys", n)
+	}
+	names, _ := m.List("/v")
+	if len(names) != len(v.segments)+2 {
+		t.Errorf("files: %v", names)
+	}
+	if n := len(v.ring.entries); n > 30 {
+		t.Errorf("%d entries in memory for 10 keys", n)
+	}
+	total := 0
+	for _, n := range v.ring.live {
+		total += n
+	}
+	if total != 12 { // and two secrets
+		t.Errorf("%d records are counted", total)
+	}
 }
 
 func TestConcurrentUse(t *testing.T) {
