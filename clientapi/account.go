@@ -105,26 +105,6 @@ func (a *API) unbindThirdPartyID(r *request) (any, error) {
 	return map[string]string{"id_server_unbind_result": "no-support"}, nil
 }
 
-// whois is GET /admin/whois/{userId}. There is nothing to tell: the server
-// keeps no address, user agent or time of any connection.
-func (a *API) whois(r *request) (any, error) {
-	u, err := r.user()
-	if err != nil {
-		return nil, err
-	}
-	if u != r.User && !r.Admin {
-		return nil, httpx.Forbidden("Only administrators may ask about others")
-	}
-	ok, err := a.users.Exists(r.ctx, u)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, httpx.NotFound("No such user")
-	}
-	return map[string]any{"user_id": string(u), "devices": map[string]any{}}, nil
-}
-
 // openIDToken is POST /user/{userId}/openid/request_token.
 func (a *API) openIDToken(r *request) (any, error) {
 	if err := r.self(); err != nil {

@@ -28,18 +28,40 @@ func (a *API) authenticate(r *request) error {
 	if _, ok := bearer(r.http.Header); !ok && r.rt.auth == authOptional {
 		return nil
 	}
-	s, err := a.Authenticate(r.http)
+	s, err := a.sessionOf(r.http)
 	if err != nil {
 		return err
+	}
+	switch {
+	case s.Locked && !r.rt.locked:
+		return user.ErrLocked()
+	case s.Suspended && r.rt.active:
+		return errSuspended()
 	}
 	r.Session, r.authed = s, true
 	return nil
 }
 
-// Authenticate finds the session of a request's access token, for this and
-// other packages. Tokens in the URL are refused: URLs end up in the logs of
-// proxies. M_MISSING_TOKEN or M_UNKNOWN_TOKEN. spec: "Using access tokens"
+// errSuspended is the answer to what a suspended user may not do.
+// spec: "Account suspension"
+func errSuspended() error {
+	return httpx.Err(http.StatusForbidden, "M_USER_SUSPENDED", "You cannot perform this action while suspended")
+}
+
+// Authenticate finds the session of a request's access token, for other
+// packages. M_MISSING_TOKEN, M_UNKNOWN_TOKEN or M_USER_LOCKED.
 func (a *API) Authenticate(r *http.Request) (user.Session, error) {
+	s, err := a.sessionOf(r)
+	if err == nil && s.Locked {
+		err = user.ErrLocked()
+	}
+	return s, err
+}
+
+// sessionOf finds the session of a request's access token. Tokens in the URL
+// are refused: URLs end up in the logs of proxies.
+// spec: "Using access tokens"
+func (a *API) sessionOf(r *http.Request) (user.Session, error) {
 	token, ok := bearer(r.Header)
 	if !ok {
 		return user.Session{}, errMissingToken()

@@ -50,6 +50,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{server: newServer(t, func(c *Config) { c.Settings.PublicProfiles = true })}
 	w.alice = w.register("alice")
+	must(t, w.users.SetAdmin(ctx, "@alice:example.org", true))
 	w.room = w.alice.createRoom(obj{"preset": "public_chat", "room_alias_name": "hall"})
 	w.event = w.alice.say(w.room, "hi")
 	return w

@@ -69,13 +69,13 @@ func knownRoomVersion(v string) bool {
 }
 
 // capabilities is GET /capabilities.
-func (a *API) capabilities(*request) (any, error) {
+func (a *API) capabilities(r *request) (any, error) {
 	available := map[string]string{}
 	for n := 1; n <= newestRoomVersion; n++ {
 		available[strconv.Itoa(n)] = "stable"
 	}
 	on, off := map[string]bool{"enabled": true}, map[string]bool{"enabled": false}
-	return map[string]any{"capabilities": map[string]any{
+	caps := map[string]any{
 		"m.room_versions":            map[string]any{"default": a.cfg.Settings.DefaultRoomVersion, "available": available},
 		"m.change_password":          on,
 		"m.profile_fields":           on,
@@ -84,5 +84,9 @@ func (a *API) capabilities(*request) (any, error) {
 		"m.get_login_token":          on,
 		"m.3pid_changes":             off,
 		"m.forget_forced_upon_leave": off,
-	}}, nil
+	}
+	if r.Admin {
+		caps["m.account_moderation"] = map[string]bool{"lock": true, "suspend": true}
+	}
+	return map[string]any{"capabilities": caps}, nil
 }

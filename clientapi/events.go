@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"strconv"
 	"strings"
 
@@ -63,6 +64,9 @@ func (a *API) sendEvent(r *request) (any, error) {
 			return nil, err
 		}
 	}
+	if err := a.maySend(r, p); err != nil {
+		return nil, err
+	}
 	if p.TxnKey, err = r.txnKey(string(id), p.Type); err != nil {
 		return nil, err
 	}
@@ -71,6 +75,29 @@ func (a *API) sendEvent(r *request) (any, error) {
 		return nil, err
 	}
 	return eventAnswer(ev), nil
+}
+
+// delayParam asks to send an event later (MSC4140).
+const delayParam = "org.matrix.msc4140.delay"
+
+// maySend refuses what must not be sent now: anything that is meant for later,
+// which this server can't do and must not do at once instead, and what
+// suspended users send, but for redactions of their own events.
+func (a *API) maySend(r *request, p room.SendParams) error {
+	if r.c.QueryParams().Has(delayParam) {
+		return httpx.Err(http.StatusBadRequest, "M_UNRECOGNIZED", "This server has no delayed events")
+	}
+	if !r.Suspended {
+		return nil
+	}
+	if p.Type != typeRedaction || p.StateKey != nil {
+		return errSuspended()
+	}
+	ev, err := a.rooms.EventFor(r.ctx, p.Room, r.User, p.Redacts)
+	if err != nil || ev.Sender != r.User {
+		return errSuspended()
+	}
+	return nil
 }
 
 // takeRedacts takes "redacts" out of the content of a redaction; where it
@@ -117,9 +144,11 @@ func (a *API) redact(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ev, err := a.rooms.Send(r.ctx, room.SendParams{
-		Room: id, Sender: r.User, Type: typeRedaction, Content: content, Redacts: target, TxnKey: key,
-	})
+	p := room.SendParams{Room: id, Sender: r.User, Type: typeRedaction, Content: content, Redacts: target, TxnKey: key}
+	if err := a.maySend(r, p); err != nil {
+		return nil, err
+	}
+	ev, err := a.rooms.Send(r.ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +175,11 @@ func (a *API) sendState(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ev, err := a.rooms.Send(r.ctx, room.SendParams{Room: id, Sender: r.User, Type: typ, StateKey: &key, Content: content})
+	p := room.SendParams{Room: id, Sender: r.User, Type: typ, StateKey: &key, Content: content}
+	if err := a.maySend(r, p); err != nil {
+		return nil, err
+	}
+	ev, err := a.rooms.Send(r.ctx, p)
 	if err != nil {
 		return nil, err
 	}

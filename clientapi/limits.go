@@ -56,7 +56,7 @@ var budgets = [limClasses]budget{
 	limHeavy:     {5, 60},
 	limLogin:     {0.2, 10},
 	limRegister:  {0.05, 10},
-	limGuess:     {0.5, 20},
+	limGuess:     {1, 60},
 	limReport:    {0.1, 10},
 }
 

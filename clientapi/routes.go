@@ -25,6 +25,10 @@ type route struct {
 	serve func(*API, *request) error
 	// body is the limit of the request body, bodyDefault if 0.
 	body int64
+	// locked lets users of locked accounts in.
+	locked bool
+	// active keeps suspended users out.
+	active bool
 	// emptyKey allows the state key of the path to be empty.
 	emptyKey bool
 }
@@ -72,8 +76,8 @@ var accountRoutes = []route{
 	{method: post, path: v3 + "/login", limit: limLogin, body: bodySmall, handle: (*API).login},
 	{method: post, path: v1 + "/login/get_token", auth: authUser, limit: limLogin, body: bodySmall, handle: (*API).loginToken},
 	{method: post, path: v3 + "/refresh", limit: limGuess, body: bodySmall, handle: (*API).refresh},
-	{method: post, path: v3 + "/logout", auth: authUser, handle: (*API).logout},
-	{method: post, path: v3 + "/logout/all", auth: authUser, handle: (*API).logoutAll},
+	{method: post, path: v3 + "/logout", auth: authUser, locked: true, handle: (*API).logout},
+	{method: post, path: v3 + "/logout/all", auth: authUser, locked: true, handle: (*API).logoutAll},
 
 	{method: post, path: v3 + "/register", limit: limRegister, body: bodySmall, handle: (*API).register},
 	{method: get, path: v3 + "/register/available", limit: limGuess, handle: (*API).registerAvailable},
@@ -107,8 +111,8 @@ var accountRoutes = []route{
 var profileRoutes = []route{
 	{method: get, path: v3 + "/profile/:userId", auth: authOptional, limit: limHeavy, handle: (*API).profile},
 	{method: get, path: v3 + "/profile/:userId/:keyName", auth: authOptional, limit: limHeavy, handle: (*API).profileField},
-	{method: put, path: v3 + "/profile/:userId/:keyName", auth: authUser, limit: limWrite, handle: (*API).setProfileField},
-	{method: del, path: v3 + "/profile/:userId/:keyName", auth: authUser, limit: limWrite, handle: (*API).deleteProfileField},
+	{method: put, path: v3 + "/profile/:userId/:keyName", auth: authUser, active: true, limit: limWrite, handle: (*API).setProfileField},
+	{method: del, path: v3 + "/profile/:userId/:keyName", auth: authUser, active: true, limit: limWrite, handle: (*API).deleteProfileField},
 	{method: post, path: v3 + "/user_directory/search", auth: authUser, limit: limHeavy, body: bodySmall, handle: (*API).searchUsers},
 	{method: get, path: v1 + "/mutual_rooms", auth: authUser, limit: limHeavy, handle: (*API).mutualRooms},
 }
@@ -145,23 +149,23 @@ var pushRoutes = []route{
 }
 
 var roomRoutes = []route{
-	{method: post, path: v3 + "/createRoom", auth: authUser, limit: limCreate, handle: (*API).createRoom},
-	{method: post, path: v3 + "/rooms/:roomId/upgrade", auth: authUser, limit: limCreate, body: bodySmall, handle: (*API).upgradeRoom},
+	{method: post, path: v3 + "/createRoom", auth: authUser, active: true, limit: limCreate, handle: (*API).createRoom},
+	{method: post, path: v3 + "/rooms/:roomId/upgrade", auth: authUser, active: true, limit: limCreate, body: bodySmall, handle: (*API).upgradeRoom},
 	{method: get, path: v3 + "/joined_rooms", auth: authUser, limit: limRead, handle: (*API).joinedRooms},
 	{method: get, path: v1 + "/room_summary/:roomIdOrAlias", auth: authOptional, limit: limHeavy, handle: (*API).roomSummary},
 	{method: get, path: v1 + "/rooms/:roomId/hierarchy", auth: authUser, limit: limHeavy, handle: (*API).hierarchy},
 }
 
 var membershipRoutes = []route{
-	{method: post, path: v3 + "/join/:roomIdOrAlias", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).join},
-	{method: post, path: v3 + "/rooms/:roomId/join", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).join},
-	{method: post, path: v3 + "/knock/:roomIdOrAlias", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).knock},
-	{method: post, path: v3 + "/rooms/:roomId/invite", auth: authUser, limit: limInvite, body: bodySmall, handle: (*API).invite},
+	{method: post, path: v3 + "/join/:roomIdOrAlias", auth: authUser, active: true, limit: limMember, body: bodySmall, handle: (*API).join},
+	{method: post, path: v3 + "/rooms/:roomId/join", auth: authUser, active: true, limit: limMember, body: bodySmall, handle: (*API).join},
+	{method: post, path: v3 + "/knock/:roomIdOrAlias", auth: authUser, active: true, limit: limMember, body: bodySmall, handle: (*API).knock},
+	{method: post, path: v3 + "/rooms/:roomId/invite", auth: authUser, active: true, limit: limInvite, body: bodySmall, handle: (*API).invite},
 	{method: post, path: v3 + "/rooms/:roomId/leave", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).leave},
 	{method: post, path: v3 + "/rooms/:roomId/forget", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).forget},
-	{method: post, path: v3 + "/rooms/:roomId/kick", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).kick},
-	{method: post, path: v3 + "/rooms/:roomId/ban", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).ban},
-	{method: post, path: v3 + "/rooms/:roomId/unban", auth: authUser, limit: limMember, body: bodySmall, handle: (*API).unban},
+	{method: post, path: v3 + "/rooms/:roomId/kick", auth: authUser, active: true, limit: limMember, body: bodySmall, handle: (*API).kick},
+	{method: post, path: v3 + "/rooms/:roomId/ban", auth: authUser, active: true, limit: limMember, body: bodySmall, handle: (*API).ban},
+	{method: post, path: v3 + "/rooms/:roomId/unban", auth: authUser, active: true, limit: limMember, body: bodySmall, handle: (*API).unban},
 	{method: get, path: v3 + "/rooms/:roomId/members", auth: authUser, limit: limRead, handle: (*API).members},
 	{method: get, path: v3 + "/rooms/:roomId/joined_members", auth: authUser, limit: limRead, handle: (*API).joinedMembers},
 }
@@ -194,18 +198,18 @@ var relationRoutes = []route{
 
 var directoryRoutes = []route{
 	{method: get, path: v3 + "/directory/room/:roomAlias", limit: limHeavy, handle: (*API).alias},
-	{method: put, path: v3 + "/directory/room/:roomAlias", auth: authUser, limit: limWrite, body: bodySmall, handle: (*API).setAlias},
-	{method: del, path: v3 + "/directory/room/:roomAlias", auth: authUser, limit: limWrite, handle: (*API).deleteAlias},
+	{method: put, path: v3 + "/directory/room/:roomAlias", auth: authUser, active: true, limit: limWrite, body: bodySmall, handle: (*API).setAlias},
+	{method: del, path: v3 + "/directory/room/:roomAlias", auth: authUser, active: true, limit: limWrite, handle: (*API).deleteAlias},
 	{method: get, path: v3 + "/rooms/:roomId/aliases", auth: authUser, limit: limRead, handle: (*API).aliases},
 	{method: get, path: v3 + "/directory/list/room/:roomId", limit: limHeavy, handle: (*API).visibility},
-	{method: put, path: v3 + "/directory/list/room/:roomId", auth: authUser, limit: limWrite, body: bodySmall, handle: (*API).setVisibility},
+	{method: put, path: v3 + "/directory/list/room/:roomId", auth: authUser, active: true, limit: limWrite, body: bodySmall, handle: (*API).setVisibility},
 	{method: put, path: v3 + "/directory/list/appservice/:networkId/:roomId", auth: authUser, limit: limWrite, handle: (*API).onlyAppservices},
 	{method: get, path: v3 + "/publicRooms", limit: limHeavy, handle: (*API).publicRooms},
 	{method: post, path: v3 + "/publicRooms", auth: authUser, limit: limHeavy, body: bodySmall, handle: (*API).searchPublicRooms},
 }
 
 var ephemeralRoutes = []route{
-	{method: put, path: v3 + "/rooms/:roomId/typing/:userId", auth: authUser, limit: limEphemeral, body: bodySmall, handle: (*API).typing},
+	{method: put, path: v3 + "/rooms/:roomId/typing/:userId", auth: authUser, active: true, limit: limEphemeral, body: bodySmall, handle: (*API).typing},
 	{method: post, path: v3 + "/rooms/:roomId/receipt/:receiptType/:eventId", auth: authUser, limit: limEphemeral, body: bodySmall, handle: (*API).receipt},
 	{method: post, path: v3 + "/rooms/:roomId/read_markers", auth: authUser, limit: limEphemeral, body: bodySmall, handle: (*API).readMarkers},
 	{method: get, path: v3 + "/presence/:userId/status", auth: authUser, limit: limRead, handle: (*API).presence},
@@ -251,5 +255,9 @@ var otherRoutes = []route{
 	{method: get, path: v3 + "/thirdparty/location", auth: authUser, limit: limRead, handle: (*API).noThirdParty},
 	{method: get, path: v3 + "/thirdparty/user", auth: authUser, limit: limRead, handle: (*API).noThirdParty},
 	{method: post, path: v1 + "/appservice/:appserviceId/ping", auth: authUser, limit: limWrite, handle: (*API).onlyAppservices},
+	{method: get, path: v1 + "/admin/lock/:userId", auth: authUser, limit: limRead, handle: (*API).locked},
+	{method: put, path: v1 + "/admin/lock/:userId", auth: authUser, limit: limWrite, body: bodySmall, handle: (*API).setLocked},
+	{method: get, path: v1 + "/admin/suspend/:userId", auth: authUser, limit: limRead, handle: (*API).suspended},
+	{method: put, path: v1 + "/admin/suspend/:userId", auth: authUser, limit: limWrite, body: bodySmall, handle: (*API).setSuspended},
 	{method: get, path: v3 + "/admin/whois/:userId", auth: authUser, limit: limRead, handle: (*API).whois},
 }
