@@ -147,6 +147,9 @@ func (w *work) setMember(cause *Event, user mxid.UserID, was, is Membership, n N
 		return nil
 	}
 	w.relist()
+	if is == Join {
+		w.after = append(w.after, func() { w.svc.joins.add(w.svc, user) })
+	}
 	if !remote {
 		w.setLocal(uid, is == Join)
 	}

@@ -50,6 +50,12 @@ type Service struct {
 	lists   *roomLists
 	changes *changeLog
 
+	acls    aclCache
+	joining locks // joins and backfills through other servers
+	filling locks
+	intake  *intake
+	joins   *joinFeed
+
 	mu  sync.Mutex
 	hot map[intern.RID]*hot
 }
@@ -74,12 +80,16 @@ func New(cfg Config) (*Service, error) {
 	s.unread = newUnreadCache(cfg.Commit.Head())
 	s.lists = newRoomLists()
 	s.changes = newChangeLog(cfg.Commit.Head())
+	s.intake = newIntake(s)
+	s.joins = newJoinFeed()
 	return s, nil
 }
 
-// Close stops the room goroutines, after what is queued has been done.
+// Close stops filling gaps, then the room goroutines once what is queued has
+// been done.
 func (s *Service) Close() {
 	s.typing.close()
+	s.intake.close()
 	s.mu.Lock()
 	rooms := make([]*hot, 0, len(s.hot))
 	for _, h := range s.hot {
@@ -89,4 +99,5 @@ func (s *Service) Close() {
 	for _, h := range rooms {
 		h.inbox.Close()
 	}
+	s.joins.inbox.Close()
 }

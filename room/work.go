@@ -314,7 +314,13 @@ func (w *work) missingPrev(ev *Event) ([]missingRow, error) {
 			return nil, err
 		}
 		if known != 0 {
-			continue
+			prev, err := w.event(known)
+			if err != nil && !errors.Is(err, storage.ErrNotFound) {
+				return nil, err
+			}
+			if err != nil || prev.Flags&FlagOutlier == 0 {
+				continue // an outlier has no place: what is before it is still missing
+			}
 		}
 		m := missingRow{hash: id.Hash()}
 		if w.h.version == "1" || w.h.version == "2" {

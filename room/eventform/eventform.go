@@ -307,3 +307,31 @@ func (v *rules) referenceID(redacted []byte) (mxid.EventID, error) {
 	h := sha256.Sum256(bare)
 	return mxid.EventID("$" + v.idEncoding.EncodeToString(h[:])), nil
 }
+
+// Refs are the references of an event.
+type Refs struct{ Prev, Auth []string }
+
+// References reads the prev_events and auth_events of an event that isn't
+// complete: a template. The errors are ErrForm.
+func References(version string, prev, auth gjson.Result) (Refs, error) {
+	v, ok := rulesOf(version)
+	if !ok {
+		return Refs{}, malformed("unknown room version")
+	}
+	var r Refs
+	for _, l := range []struct {
+		list  gjson.Result
+		limit int
+		to    *[]string
+	}{{prev, maxPrev, &r.Prev}, {auth, maxAuth, &r.Auth}} {
+		ids, err := v.references(l.list, l.limit)
+		if err != nil {
+			return Refs{}, err
+		}
+		*l.to = []string{}
+		for _, id := range ids {
+			*l.to = append(*l.to, string(id))
+		}
+	}
+	return r, nil
+}

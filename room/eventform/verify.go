@@ -82,6 +82,18 @@ func Verify(ctx context.Context, keys gomatrixserverlib.JSONVerifier, events []*
 	return errs
 }
 
+// VerifyBy checks the signature of one server.
+func (f *Form) VerifyBy(ctx context.Context, keys gomatrixserverlib.JSONVerifier, server mxid.ServerName) error {
+	results, err := keys.VerifyJSONs(ctx, []gomatrixserverlib.VerifyJSONRequest{f.request(server)})
+	if err == nil && len(results) == 1 {
+		err = results[0].Error
+	}
+	if err != nil {
+		return fmt.Errorf("eventform: signature: %w", err)
+	}
+	return nil
+}
+
 // check says what a request to verify is for.
 type check struct {
 	event int

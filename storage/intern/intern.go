@@ -99,6 +99,12 @@ func (t *Table) RoomID(ctx context.Context, r RID) (id mxid.RoomID, version stri
 	return mxid.RoomID(n.a), n.extra, err
 }
 
+// SetRoomVersion replaces, in a transaction, the version of a room of which
+// nothing but the name is stored: it came from a server that was wrong.
+func (t *Table) SetRoomVersion(tx *storage.Tx, r RID, id mxid.RoomID, version string) error {
+	return t.rooms.setExtra(tx, uint32(r), name{a: string(id), extra: version})
+}
+
 // Server and ServerName do the same for servers.
 func (t *Table) Server(ctx context.Context, s mxid.ServerName) (SID, error) {
 	n, err := t.servers.number(ctx, name{a: string(s)})

@@ -156,6 +156,26 @@ func (k *kind) give(n name) (uint32, error) {
 	return num, nil
 }
 
+// setExtra replaces what is kept with a number.
+func (k *kind) setExtra(tx *storage.Tx, num uint32, n name) error {
+	key := k.backKey(num)
+	sealed, err := k.vault.Seal(vault.System(), key, encodeName(n))
+	if err != nil {
+		return fmt.Errorf("intern: seal %s: %w", k.purpose, err)
+	}
+	k.giving.Lock()
+	defer k.giving.Unlock()
+	for i := range k.pending { // the prelude writes these after tx
+		if k.pending[i].number == num {
+			k.pending[i].back.Value = sealed
+			k.byNum[num] = n
+		}
+	}
+	tx.Put(key, sealed)
+	tx.OnCommit(func() { k.remember(num, n) })
+	return nil
+}
+
 // name finds the name of a number.
 func (k *kind) name(ctx context.Context, num uint32) (name, error) {
 	k.mu.RLock()

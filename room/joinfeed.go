@@ -1,0 +1,57 @@
+package room
+
+import (
+	"context"
+
+	"parley/internal/actor"
+	"parley/internal/mxid"
+	"parley/storage/intern"
+)
+
+// maxJoinFeed bounds the joins that wait to be told of. More than that many at
+// once means that several of the largest rooms are being joined.
+const maxJoinFeed = 1 << 20
+
+// joinFeed tells somebody of joins, on a goroutine of its own.
+type joinFeed struct {
+	tell  func(mxid.UserID)
+	inbox *actor.Inbox[mxid.UserID]
+}
+
+func newJoinFeed() *joinFeed {
+	f := &joinFeed{tell: func(mxid.UserID) {}}
+	f.inbox = actor.NewInbox(maxJoinFeed, 64, func(users []mxid.UserID) {
+		for _, u := range users {
+			f.tell(u)
+		}
+	})
+	return f
+}
+
+// OnJoin registers what is called when users come to share rooms with each
+// other: for every user whose join has become durable, and, when this server
+// comes into a room, for everyone in it. Calls come one after another and may
+// take their time. Call before use.
+func (s *Service) OnJoin(f func(user mxid.UserID)) { s.joins.tell = f }
+
+// add tells of a user. It never blocks.
+func (f *joinFeed) add(s *Service, user mxid.UserID) {
+	if err := f.inbox.Put(user); err != nil {
+		s.cfg.Log.Warn("a join wasn't told of", "error", err)
+	}
+}
+
+// metEverybody tells of the members of a room that this server has come into.
+func (s *Service) metEverybody(ctx context.Context, rid intern.RID) {
+	members, err := s.JoinedMembers(ctx, rid)
+	if err != nil {
+		s.cfg.Log.Warn("listing the members of a joined room failed", "error", err)
+	}
+	for _, u := range members {
+		s.joins.add(s, u)
+	}
+}
+
+// Start takes up the events that waited for others when the process ended.
+// Call it once, when other servers can be asked.
+func (s *Service) Start() error { return s.intake.start() }
