@@ -96,6 +96,11 @@ func (v *view) read() error {
 // knows and the start of the timeline, or its end.
 func (v *view) readState() error {
 	from, b := v.from, v.b
+	if !b.req.StateAfter {
+		if err := v.cut(); err != nil {
+			return err
+		}
+	}
 	if v.fresh {
 		from = 0
 	}
@@ -125,6 +130,32 @@ func (v *view) readState() error {
 	if b.req.Filter.lazy && from != 0 {
 		if err := v.addMembers(heroes); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// cut shortens the timeline so that a client which takes the state from it
+// isn't misled: a state event that isn't the room's state at the end (it lost
+// against another one, or the one that replaced it is hidden from the user)
+// mustn't stand in it, unless a later one of the timeline replaces it. What is
+// cut off can be paged to.
+func (v *view) cut() error {
+	type key struct{ typ, stateKey string }
+	later := map[key]bool{}
+	for i := len(v.window.Events) - 1; i >= 0; i-- {
+		ev := v.window.Events[i]
+		if !ev.IsState() || later[key{ev.Type, *ev.StateKey}] {
+			continue
+		}
+		later[key{ev.Type, *ev.StateKey}] = true
+		now, err := v.b.h.cfg.Rooms.StateEventAt(v.ctx, v.t.ref.RID, v.to, ev.Type, *ev.StateKey)
+		if err != nil {
+			return err
+		}
+		if now == nil || now.Num != ev.Num {
+			v.window = room.Window{Events: v.window.Events[i+1:], Limited: true, Start: ev.Ord}
+			return nil
 		}
 	}
 	return nil
@@ -512,6 +543,9 @@ func (v *view) writeRefused() ([]byte, error) {
 	v.window = room.Window{Start: v.to}
 	if own != nil && own.Ord != 0 && own.Ord <= v.to {
 		v.window = room.Window{Events: []*room.Event{own}, Start: own.Ord - 1}
+		if v.b.req.StateAfter {
+			v.show(own)
+		}
 	}
 	body, _, err := v.writeEvents()
 	return append(body, '}'), err
