@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"sync"
 	"testing"
 	"time"
 
@@ -208,6 +207,7 @@ func (r *rig) create(p room.CreateParams) mxid.RoomID {
 	if p.Creator == "" {
 		p.Creator = alice
 	}
+	r.clock.Advance(time.Millisecond) // a room's ID depends on the time
 	id, err := r.rooms.Create(r.ctx, p)
 	must(r.t, err)
 	return id
@@ -277,5 +277,3 @@ func soon(t testing.TB, what string, ok func() bool) {
 		time.Sleep(time.Millisecond)
 	}
 }
-
-var _ = sync.Mutex{}

@@ -58,6 +58,20 @@ func (l *Listener) Close() {
 	}
 }
 
+// Len is the number of listeners.
+func (h *Hub) Len() int {
+	n := 0
+	for i := range h.shards {
+		s := &h.shards[i]
+		s.mu.Lock()
+		for _, ls := range s.m {
+			n += len(ls)
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
+
 // Wake wakes every listener of these users. It never blocks.
 func (h *Hub) Wake(users ...uint32) {
 	for _, u := range users {
