@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
@@ -103,13 +104,19 @@ func pathParam(raw string, encoded bool) (string, error) {
 	return v, nil
 }
 
+// bodyTime bounds how long a client may take to send a request's body, so that
+// idle connections don't pile up inside handlers.
+const bodyTime = 2 * time.Minute
+
 // decode reads a JSON object of at most the route's body limit into v.
 func (r *request) decode(v any) error {
+	defer r.deadline()()
 	return httpx.DecodeJSON(r.http, r.rt.maxBody(), v)
 }
 
 // object reads a body that must be a JSON object and returns it as sent.
 func (r *request) object() (json.RawMessage, error) {
+	defer r.deadline()()
 	raw, err := httpx.ReadJSON(r.http, r.rt.maxBody(), httpx.NonEmpty())
 	if err != nil {
 		return nil, err
@@ -118,6 +125,17 @@ func (r *request) object() (json.RawMessage, error) {
 		return nil, httpx.BadJSON("The body must be a JSON object")
 	}
 	return raw, nil
+}
+
+// deadline bounds reading from the connection until done is called. Left in
+// place it would end the request: the server reads ahead to see whether the
+// client is still there.
+func (r *request) deadline() (done func()) {
+	c := http.NewResponseController(r.c.Response())
+	if c.SetReadDeadline(time.Now().Add(bodyTime)) != nil {
+		return func() {} // not a real connection
+	}
+	return func() { _ = c.SetReadDeadline(time.Time{}) }
 }
 
 func isObject(raw json.RawMessage) bool {
