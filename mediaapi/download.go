@@ -78,40 +78,75 @@ func waitParam(c echo.Context) (time.Duration, error) {
 	return min(time.Duration(min(ms, maxWait.Milliseconds()))*time.Millisecond, maxWait), nil
 }
 
+// found is a file that a request uses; release it. Until then it isn't removed
+// to make room.
+type found struct {
+	key
+	*record
+	release func()
+}
+
 // find loads the record of the file that the path names, fetching it from its
 // server or waiting for its upload if need be.
-func (s *Service) find(c echo.Context, who asker) (key, *record, error) {
+func (s *Service) find(c echo.Context, who asker) (*found, error) {
 	server, mediaID, err := mediaParams(c)
 	if err != nil {
-		return key{}, nil, err
+		return nil, err
 	}
 	return s.findFile(c, server, mediaID, who)
 }
 
-func (s *Service) findFile(c echo.Context, server mxid.ServerName, mediaID string, who asker) (key, *record, error) {
+func (s *Service) findFile(c echo.Context, server mxid.ServerName, mediaID string, who asker) (*found, error) {
 	wait, err := waitParam(c)
 	if err != nil {
-		return key{}, nil, err
+		return nil, err
 	}
-	ctx := c.Request().Context()
 	k := s.key(server, mediaID)
+	release := s.pin(k)
+	rec, err := s.obtain(c.Request().Context(), server, mediaID, k, who, wait)
+	if err == nil && who.legacy && !rec.Legacy {
+		err = unknownID()
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return &found{k, rec, release}, nil
+}
+
+func (s *Service) obtain(ctx context.Context, server mxid.ServerName, mediaID string, k key, who asker, wait time.Duration) (*record, error) {
 	rec, err := s.load(ctx, k)
 	switch {
 	case errors.Is(err, storage.ErrNotFound) && server != s.cfg.ServerName && who.remote:
-		rec, err = s.fetch(ctx, server, mediaID, k, who.uid)
-	case err == nil && !rec.Ready:
-		rec, err = s.await(ctx, k, rec, wait)
-	}
-	if err != nil {
-		return key{}, nil, err
-	}
-	if who.legacy && !rec.Legacy {
-		return key{}, nil, unknownID()
-	}
-	if !rec.Local {
+		return s.fetch(ctx, server, mediaID, k, who.uid)
+	case err != nil:
+		return nil, err
+	case !rec.Ready:
+		return s.await(ctx, k, rec, wait)
+	case !rec.Local:
 		s.touch(ctx, k, rec)
 	}
-	return k, rec, nil
+	return rec, nil
+}
+
+// pin keeps a file from being removed to make room while it is in use.
+func (s *Service) pin(k key) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pins[k]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.pins[k]--; s.pins[k] == 0 {
+			delete(s.pins, k)
+		}
+	}
+}
+
+func (s *Service) pinned(k key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pins[k] > 0
 }
 
 func notYetUploaded() error {
@@ -147,23 +182,24 @@ func (s *Service) await(ctx context.Context, k key, rec *record, wait time.Durat
 
 // download is GET /download.
 func (s *Service) download(c echo.Context, who asker) error {
-	k, rec, err := s.find(c, who)
+	f, err := s.find(c, who)
 	if err != nil {
 		return err
 	}
-	name := rec.Name
+	defer f.release()
+	name := f.Name
 	if c.Param("fileName") != "" {
 		if name, err = pathParam(c, "fileName"); err != nil {
 			return err
 		}
 		name = fileName(name)
 	}
-	body, err := s.open(k, rec.Blob)
+	body, err := s.open(f.key, f.Blob)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	serve(c, body, rec.Type, disposition(rec.Type, name), k, "")
+	serve(c, body, f.Type, disposition(f.Type, name), f.key, "")
 	return nil
 }
 

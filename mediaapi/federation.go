@@ -10,29 +10,30 @@ import (
 )
 
 // localFile finds a file of this server for another one.
-func (s *Service) localFile(c echo.Context) (key, *record, error) {
+func (s *Service) localFile(c echo.Context) (*found, error) {
 	mediaID, err := pathParam(c, "mediaId")
 	if err != nil {
-		return key{}, nil, err
+		return nil, err
 	}
 	if !validMediaID(mediaID) {
-		return key{}, nil, unknownID()
+		return nil, unknownID()
 	}
 	return s.findFile(c, s.cfg.ServerName, mediaID, asker{})
 }
 
 // federationDownload is GET /_matrix/federation/v1/media/download.
 func (s *Service) federationDownload(c echo.Context) error {
-	k, rec, err := s.localFile(c)
+	f, err := s.localFile(c)
 	if err != nil {
 		return err
 	}
-	body, err := s.open(k, rec.Blob)
+	defer f.release()
+	body, err := s.open(f.key, f.Blob)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	return answerParts(c, body, rec.Type, disposition(rec.Type, rec.Name))
+	return answerParts(c, body, f.Type, disposition(f.Type, f.Name))
 }
 
 // federationThumbnail is GET /_matrix/federation/v1/media/thumbnail.
@@ -41,11 +42,12 @@ func (s *Service) federationThumbnail(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	k, rec, err := s.localFile(c)
+	f, err := s.localFile(c)
 	if err != nil {
 		return err
 	}
-	t, body, err := s.thumb(c.Request().Context(), k, rec, v)
+	defer f.release()
+	t, body, err := s.thumb(c.Request().Context(), f.key, f.record, v)
 	if err != nil {
 		return err
 	}

@@ -238,15 +238,18 @@ func (s *Service) evict(ctx context.Context) error {
 
 // oldest lists the copies to remove to free some bytes.
 func (s *Service) oldest(ctx context.Context, bytes int64) (rows []storage.Pair, err error) {
-	for row, err := range s.cfg.KV.Scan(ctx, storage.K("mc").Prefix(), false, deleteSlice) {
+	for row, err := range s.cfg.KV.Scan(ctx, storage.K("mc").Prefix(), false, 0) {
 		if err != nil {
 			return nil, err
 		}
 		if len(row.Key) != 2+4+16 || len(row.Value) != 8 {
 			return nil, fmt.Errorf("cache row: %w", storage.ErrCorrupt)
 		}
+		if s.pinned(key(row.Key[6:])) {
+			continue
+		}
 		rows = append(rows, row)
-		if bytes -= int64(storage.ReadU64(row.Value, 0)); bytes <= 0 {
+		if bytes -= int64(storage.ReadU64(row.Value, 0)); bytes <= 0 || len(rows) == deleteSlice {
 			break
 		}
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"parley/internal/httpx"
 	"parley/internal/mxid"
 	"parley/user"
 )
@@ -50,11 +51,20 @@ func (s *Service) Register(e *echo.Echo, auth Authenticator) {
 	get(v1+"/thumbnail"+file, asUser(s.thumbnail))
 	e.GET(v1+"/config", authed(s.config))
 
-	e.POST("/_matrix/media/v1/create", authed(s.create))
+	// A suspended user may look at files, but not add any.
+	active := func(h func(echo.Context, user.Session) error) echo.HandlerFunc {
+		return authed(func(c echo.Context, who user.Session) error {
+			if who.Suspended {
+				return httpx.Err(http.StatusForbidden, "M_USER_SUSPENDED", "Your account is suspended")
+			}
+			return h(c, who)
+		})
+	}
+	e.POST("/_matrix/media/v1/create", active(s.create))
 	for _, version := range []string{"v3", "r0", "v1"} {
 		old := "/_matrix/media/" + version
-		e.POST(old+"/upload", authed(s.upload))
-		e.PUT(old+"/upload"+file, authed(s.uploadTo))
+		e.POST(old+"/upload", active(s.upload))
+		e.PUT(old+"/upload"+file, active(s.uploadTo))
 		e.GET(old+"/config", authed(s.config))
 		get(old+"/download"+file, s.legacy(s.download))
 		get(old+"/download"+file+"/:fileName", s.legacy(s.download))

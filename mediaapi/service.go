@@ -87,6 +87,7 @@ type Service struct {
 	cached   int64              // bytes of copies of other servers' files
 	garbage  []key              // files that never came to be
 	fetches  map[uint32]int     // by user: fetches under way
+	pins     map[key]int        // files that requests use
 	full     chan struct{}      // wakes the maintenance to make room
 }
 
@@ -121,6 +122,7 @@ func New(cfg Config) (*Service, error) {
 		arrivals:   map[key]*arrival{},
 		uploads:    map[uint32]int{},
 		failures:   map[key]failure{},
+		pins:       map[key]int{},
 		fetches:    map[uint32]int{},
 		full:       make(chan struct{}, 1),
 	}

@@ -90,16 +90,17 @@ func (s *Service) thumbnail(c echo.Context, who asker) error {
 	if err != nil {
 		return err
 	}
-	k, rec, err := s.find(c, who)
+	f, err := s.find(c, who)
 	if err != nil {
 		return err
 	}
-	t, body, err := s.thumb(c.Request().Context(), k, rec, v)
+	defer f.release()
+	t, body, err := s.thumb(c.Request().Context(), f.key, f.record, v)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	serve(c, body, t.Type, disposition(t.Type, "thumbnail."+t.Type[len("image/"):]), k, v.name())
+	serve(c, body, t.Type, disposition(t.Type, "thumbnail."+t.Type[len("image/"):]), f.key, v.name())
 	return nil
 }
 
