@@ -62,7 +62,11 @@ func (a *API) deactivate(r *request) (any, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), leaveAllTime)
 	defer cancel()
 	a.leaveAll(ctx, r.User)
-	if err := a.users.Deactivate(ctx, r.User); err != nil {
+	deactivate := a.users.Deactivate
+	if q.Erase {
+		deactivate = a.users.Erase
+	}
+	if err := deactivate(ctx, r.User); err != nil {
 		return nil, err
 	}
 	a.uia.end(done.id)

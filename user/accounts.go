@@ -248,9 +248,20 @@ func (s *Service) changeAccount(ctx context.Context, u mxid.UserID, change func(
 
 // Deactivate removes every token and device and all that is kept of the
 // account, destroys its data key, and forbids the name for ever. What the user
-// said in rooms belongs to the rooms and stays. Doing it again is harmless.
+// said in rooms belongs to the rooms and stays, and so do their files. Doing
+// it again is harmless.
 // spec: client-server API, "POST /account/deactivate"
 func (s *Service) Deactivate(ctx context.Context, u mxid.UserID) error {
+	return s.deactivate(ctx, u, false)
+}
+
+// Erase is Deactivate with "erase": those who registered with OnDeactivated
+// delete what the user has given to others as well.
+func (s *Service) Erase(ctx context.Context, u mxid.UserID) error {
+	return s.deactivate(ctx, u, true)
+}
+
+func (s *Service) deactivate(ctx context.Context, u mxid.UserID, erase bool) error {
 	uid, err := s.lookup(ctx, u)
 	if err != nil {
 		return err
@@ -267,41 +278,55 @@ func (s *Service) Deactivate(ctx context.Context, u mxid.UserID) error {
 		if err := s.removeAll(tx, u, uid, ""); err != nil {
 			return err
 		}
-		tx.Put(erasureKey(uid), nil)
-		tx.OnCommit(func() { s.sessions.dropUser(uid) })
-		return s.putAccount(tx, uid, accountRow{Day: row.Day, Gone: true})
+		return s.mark(tx, uid, row.Day, erase)
 	})
 	if err != nil {
 		return fmt.Errorf("deactivate: %w", err)
 	}
-	return s.finishErasure(context.WithoutCancel(ctx), uid)
+	return s.finishErasure(context.WithoutCancel(ctx), uid, erase)
 }
 
-// finishErasures does what Deactivate still owed when the process ended.
-func (s *Service) finishErasures(ctx context.Context) error {
-	var owed []intern.UID
+// mark writes that the account is gone, and what is still to be erased.
+func (s *Service) mark(tx *storage.Tx, uid intern.UID, day int32, erase bool) error {
+	var flags byte
+	if erase {
+		flags = 1
+	}
+	tx.Put(erasureKey(uid), []byte{flags})
+	tx.OnCommit(func() { s.sessions.dropUser(uid) })
+	return s.putAccount(tx, uid, accountRow{Day: day, Gone: true})
+}
+
+// owedErasures lists the accounts whose erasure the end of the process cut
+// short, and whether their users asked for more than deactivation.
+func (s *Service) owedErasures(ctx context.Context) (map[intern.UID]bool, error) {
+	owed := map[intern.UID]bool{}
 	prefix := storage.K("us").U32(0)
 	for row, err := range s.cfg.KV.Scan(ctx, prefix.Prefix(), false, 0) {
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if len(row.Key) == len(prefix)+4 {
-			owed = append(owed, intern.UID(storage.ReadU32(row.Key, len(prefix))))
+			owed[intern.UID(storage.ReadU32(row.Key, len(prefix)))] = len(row.Value) == 1 && row.Value[0] == 1
 		}
 	}
-	for _, uid := range owed {
-		if err := s.finishErasure(ctx, uid); err != nil {
-			return err
-		}
-	}
-	return nil
+	return owed, nil
 }
 
 // finishErasure destroys the data key first: from then on the rows are noise,
 // and dropping them is only tidying up.
-func (s *Service) finishErasure(ctx context.Context, uid intern.UID) error {
+func (s *Service) finishErasure(ctx context.Context, uid intern.UID, erase bool) error {
 	if err := s.cfg.Vault.Destroy(vault.User(uint32(uid))); err != nil {
 		return fmt.Errorf("destroy data key: %w", err)
+	}
+	u, err := s.cfg.Intern.UserID(ctx, uid)
+	if err != nil {
+		return err
+	}
+	for _, f := range s.onDeactivated {
+		if err := f(ctx, u, uid, erase); err != nil {
+			return fmt.Errorf("erase: %w", err)
+		}
 	}
 	for _, family := range []string{"pf", "ad", "ga", "fi", "pr"} {
 		if err := s.deleteAll(ctx, storage.K(family).U32(uint32(uid)).Prefix()); err != nil {

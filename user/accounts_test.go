@@ -1,11 +1,13 @@
 package user
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"parley/internal/mxid"
 	"parley/storage"
@@ -220,11 +222,21 @@ func TestDeactivateFinishesAfterCrash(t *testing.T) {
 	must(t, f.SetProfile(ctx, alice, "displayname", []byte(`"Alice"`)))
 	a, err := f.Account(ctx, alice)
 	must(t, err)
-	must(t, f.do(ctx, func(tx *storage.Tx) error {
-		tx.Put(erasureKey(a.UID), nil)
-		return f.putAccount(tx, a.UID, accountRow{Gone: true})
-	}))
+	must(t, f.do(ctx, func(tx *storage.Tx) error { return f.mark(tx, a.UID, 0, true) }))
 	f.reopen(t)
+	told := 0
+	f.OnDeactivated(func(_ context.Context, u mxid.UserID, uid intern.UID, erase bool) error {
+		if u != alice || uid != a.UID || !erase {
+			t.Error("told wrongly")
+		}
+		told++
+		return nil
+	})
+	must(t, f.Start())
+	must(t, f.Start())
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
 	if _, err := f.kv.Get(ctx, profileKey(a.UID)); !errors.Is(err, storage.ErrNotFound) {
 		t.Fatal("the profile is still there")
 	}
@@ -233,6 +245,49 @@ func TestDeactivateFinishesAfterCrash(t *testing.T) {
 	}
 	if _, err := f.kv.Get(ctx, erasureKey(a.UID)); !errors.Is(err, storage.ErrNotFound) {
 		t.Fatal("the mark is still there")
+	}
+}
+
+func TestEraseIsToldUntilItWorks(t *testing.T) {
+	f := newFixture(t)
+	alice, bob := f.register(t, "alice"), f.register(t, "bob")
+	var erased []bool
+	broken := errors.New("broken")
+	f.OnDeactivated(func(_ context.Context, _ mxid.UserID, _ intern.UID, erase bool) error {
+		erased = append(erased, erase)
+		if len(erased) == 1 {
+			return broken
+		}
+		return nil
+	})
+	if err := f.Erase(ctx, alice); !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	wantCode(t, f.CheckPassword(ctx, alice, password), "M_USER_DEACTIVATED")
+	must(t, f.Start())
+	must(t, f.Deactivate(ctx, bob))
+	if fmt.Sprint(erased) != "[true true false]" {
+		t.Fatal(erased)
+	}
+}
+
+// Whether an account exists doesn't show in how long a login takes.
+func TestUnknownUsersTakeAsLong(t *testing.T) {
+	f := newFixture(t)
+	f.cfg.Argon2Memory, f.cfg.Argon2Time = 4096, 4
+	alice := f.register(t, "alice")
+	fastest := func(u mxid.UserID) time.Duration {
+		best := time.Hour
+		for range 5 {
+			start := time.Now()
+			wantCode(t, f.CheckPassword(ctx, u, "not the password"), "M_FORBIDDEN")
+			best = min(best, time.Since(start))
+		}
+		return best
+	}
+	known, unknown := fastest(alice), fastest("@nobody:example.org")
+	if unknown < known/2 || known < unknown/2 {
+		t.Errorf("known %v, unknown %v", known, unknown)
 	}
 }
 

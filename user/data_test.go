@@ -146,7 +146,7 @@ func TestAccountDataIsBounded(t *testing.T) {
 	f := newFixture(t)
 	alice := f.register(t, "alice")
 	big := json.RawMessage(`"` + strings.Repeat("x", maxDatumBytes-2) + `"`)
-	for range 200 {
+	for range 140 {
 		must(t, f.SetAccountData(ctx, alice, "", "same", big))
 	}
 	var err error

@@ -76,10 +76,10 @@ type Service struct {
 	onDevicesRemoved   []DevicesRemoved
 	onDeviceRenamed    func(ctx context.Context, user mxid.UserID, device mxid.DeviceID)
 	onPushRulesChanged []func(mxid.UserID)
+	onDeactivated      []func(ctx context.Context, u mxid.UserID, uid intern.UID, erase bool) error
 }
 
-// New opens the accounts of a store, and finishes erasures that a crash cut
-// short.
+// New opens the accounts of a store.
 func New(cfg Config) (*Service, error) {
 	if cfg.AccessTokenLifetime == 0 {
 		cfg.AccessTokenLifetime = defaultAccessLifetime
@@ -96,10 +96,31 @@ func New(cfg Config) (*Service, error) {
 		hashing:  make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	s.OnDevicesRemoved(s.dropPushers)
-	if err := s.finishErasures(context.Background()); err != nil {
-		return nil, fmt.Errorf("user: finish erasures: %w", err)
-	}
 	return s, nil
+}
+
+// Start finishes erasures that the end of the former process cut short. Call
+// it before use, when those who registered with OnDeactivated can be called.
+func (s *Service) Start() error {
+	ctx := context.Background()
+	owed, err := s.owedErasures(ctx)
+	if err != nil {
+		return fmt.Errorf("user: find unfinished erasures: %w", err)
+	}
+	for uid, erase := range owed {
+		if err := s.finishErasure(ctx, uid, erase); err != nil {
+			return fmt.Errorf("user: finish an erasure: %w", err)
+		}
+	}
+	return nil
+}
+
+// OnDeactivated registers what else must go when an account is deactivated,
+// after its data key has been destroyed: with erase, also what its user has
+// given to others. What fails is tried again at the next Start, so f must
+// bear being called twice. Call before use.
+func (s *Service) OnDeactivated(f func(ctx context.Context, u mxid.UserID, uid intern.UID, erase bool) error) {
+	s.onDeactivated = append(s.onDeactivated, f)
 }
 
 // OnDevicesRemoved registers what else must go, in the same transaction, when

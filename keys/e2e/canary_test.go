@@ -119,6 +119,15 @@ func TestErasedUser(t *testing.T) {
 	must(t, err)
 	f.remove(alice, phone)
 	eventually(t, "swept", f.settled)
+	must(t, f.ForgetUser(ctx, alice, f.uidOf(alice), false))
+	for _, family := range []string{"dk", "cs", "ot", "oc", "of", "td", "kv"} {
+		rows, err := f.now(ctx).scan(storage.K(family).U32(uint32(f.uidOf(alice))).Prefix(), false, 0)
+		must(t, err)
+		if len(rows) != 0 {
+			t.Errorf("%d rows of family %s", len(rows), family)
+		}
+	}
+	f.wantSees(bob, bob, phone)
 	_, err = f.Upload(ctx, alice, phone, UploadRequest{DeviceKeys: signedDevice(alice, phone)})
 	if !errors.Is(err, vault.ErrDestroyed) {
 		t.Error(err)

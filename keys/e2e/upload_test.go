@@ -265,14 +265,17 @@ func TestClaimsNeverShareAKey(t *testing.T) {
 	empty := 0
 	var wg sync.WaitGroup
 	for i := range 12 {
+		keys := map[string]json.RawMessage{}
+		for j := range 700 {
+			keys[fmt.Sprintf("signed_curve25519:%d-%d", i, j)] = json.RawMessage(`{"key":"x","signatures":{"@a:b":{"ed25519:c":"d"}}}`)
+		}
 		wg.Go(func() {
-			var ids []string
-			for j := range 700 {
-				ids = append(ids, fmt.Sprintf("%d-%d", i, j))
-			}
-			for len(ids) > 0 {
-				_, err := f.Upload(ctx, alice, phone, UploadRequest{OneTimeKeys: otks(alice, phone, ids[:50]...)})
-				if err == nil {
+			for ids := sortedKeys(keys); len(ids) > 0; {
+				some := map[string]json.RawMessage{}
+				for _, id := range ids[:50] {
+					some[id] = keys[id]
+				}
+				if _, err := f.Upload(ctx, alice, phone, UploadRequest{OneTimeKeys: some}); err == nil {
 					ids = ids[50:]
 				} // else the queue is full: claims go on
 			}

@@ -234,6 +234,17 @@ func (s *Service) sweepRange(ctx context.Context, r storage.Range) error {
 	return nil
 }
 
+// ForgetUser drops what is kept of an account that has been deactivated: its
+// data key is gone, so the rows are noise. For user.OnDeactivated.
+func (s *Service) ForgetUser(ctx context.Context, _ mxid.UserID, uid intern.UID, _ bool) error {
+	for _, family := range []string{"dk", "cs", "cg", "ot", "oc", "of", "td", "xt", "kv", "kb"} {
+		if err := s.sweepRange(ctx, storage.K(family).U32(uint32(uid)).Prefix()); err != nil {
+			return fmt.Errorf("forget a user's keys: %w", err)
+		}
+	}
+	return nil
+}
+
 // DeviceRenamed tells those who may know device names of a new one. For
 // user.OnDeviceRenamed. It happens after the fact: a name that gets lost in a
 // crash goes out with the next change of the device.
