@@ -25,10 +25,11 @@ func CanonicalWithout(b []byte, drop ...string) ([]byte, error) {
 	if err := s.run(); err != nil {
 		return nil, err
 	}
-	if !s.changed && len(drop) == 0 {
+	e := emitter{b: b, tape: s.tape, drop: drop}
+	if !s.changed && !e.drops() {
 		return b, nil
 	}
-	e := emitter{b: b, tape: s.tape, drop: drop, out: make([]byte, 0, len(b))}
+	e.out = make([]byte, 0, len(b))
 	return e.run(), nil
 }
 
@@ -54,6 +55,20 @@ type span struct {
 type member struct {
 	name       []byte // decoded
 	key, value uint32 // tokens
+}
+
+// drops says whether the top object has a member to leave out.
+func (e *emitter) drops() bool {
+	t := e.tape[0]
+	if t.kind != '{' || len(e.drop) == 0 {
+		return false
+	}
+	for k := uint32(1); k < t.next; k = e.tape[k+1].next {
+		if slices.Contains(e.drop, string(e.name(e.tape[k]))) {
+			return true
+		}
+	}
+	return false
 }
 
 func (e *emitter) run() []byte {
@@ -165,6 +180,30 @@ func appendString(out, quoted []byte) []byte {
 		}
 		r, n := decodeEscape(raw)
 		out, raw = appendRune(out, r), raw[n:]
+	}
+	return append(out, '"')
+}
+
+// AppendString appends s as a string of canonical JSON, quotes included. What
+// isn't UTF-8 becomes U+FFFD.
+func AppendString(out []byte, s string) []byte {
+	out = append(out, '"')
+	for i, start := 0, 0; ; {
+		if i == len(s) {
+			out = append(out, s[start:]...)
+			break
+		}
+		r, n := rune(s[i]), 1
+		if r >= utf8.RuneSelf {
+			r, n = utf8.DecodeRuneInString(s[i:])
+		}
+		if r >= ' ' && r != '"' && r != '\\' && (r != utf8.RuneError || n > 1) {
+			i += n
+			continue
+		}
+		out = appendRune(append(out, s[start:i]...), r)
+		i += n
+		start = i
 	}
 	return append(out, '"')
 }

@@ -153,6 +153,23 @@ func TestCanonicalWithout(t *testing.T) {
 	}
 }
 
+func FuzzAppendString(f *testing.F) {
+	for _, s := range []string{"", "a\"b\\c", "\x00\x1f\x7f\n", "é😀\ufffd", "\xff\xc0", "<&>\u2028"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := AppendString([]byte("x"), s)
+		quoted, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := Canonical(quoted)
+		if err != nil || string(got) != "x"+string(want) {
+			t.Errorf("%q: %s, want %s", s, got, want)
+		}
+	})
+}
+
 // bombs are 64 KiB documents made to be slow.
 func bombs() map[string][]byte {
 	const size = 64 << 10
