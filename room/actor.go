@@ -47,7 +47,10 @@ type hot struct {
 	lastPos atomic.Uint64
 	graph   *stateres.Graph    // the auth graph, nil until needed; only the goroutine has it
 	checker *authrules.Checker // only the goroutine has it
-	used    atomic.Uint64      // service-wide use counter, for eviction
+	// lastMerge is when forks were joined last, in milliseconds; only the
+	// goroutine has it.
+	lastMerge int64
+	used      atomic.Uint64 // service-wide use counter, for eviction
 }
 
 // snapshot is a committed moment of a room. Immutable.

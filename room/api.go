@@ -76,6 +76,12 @@ type PushContext struct {
 	MayNotify func(kind string) bool
 }
 
+// Invites knows who takes none. user.Service has it.
+// spec: client-server API, "Invite permission"
+type Invites interface {
+	BlocksInvites(ctx context.Context, user mxid.UserID) (bool, error)
+}
+
 // Outbox takes local events for other servers. federation/sender has it.
 type Outbox interface {
 	// AddEvent is called in the transaction that commits a local event.

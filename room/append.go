@@ -104,12 +104,9 @@ func (w *work) addLive(pdu gomatrixserverlib.PDU, before statetree.Root, flags F
 		return ev, w.store(ev, stored)
 	}
 	old := w.sum.root
-	w.advance(ev)
-	if w.sum.root, err = w.currentRoot(ev, old); err != nil {
+	if err := w.advance(ev); err != nil {
 		return nil, err
 	}
-	ev.meta.current = w.sum.root
-	w.sum.depth = max(w.sum.depth, ev.Depth)
 	w.op(func(tx *storage.Tx) error {
 		pos := tx.NextPos()
 		ev.Ord = LiveOrd(pos)
@@ -120,7 +117,10 @@ func (w *work) addLive(pdu gomatrixserverlib.PDU, before statetree.Root, flags F
 	if err := w.store(ev, stored); err != nil {
 		return nil, err
 	}
-	return ev, w.wentLive(ev, old)
+	if err := w.wentLive(ev, old); err != nil {
+		return nil, err
+	}
+	return ev, w.mergeForks(ev)
 }
 
 // addPast puts an event that came before what is known at a place in the
@@ -234,8 +234,16 @@ func (w *work) setState(ev *Event, before statetree.Root) error {
 	return nil
 }
 
-// advance makes ev a forward extremity in place of its prev events.
-func (w *work) advance(ev *Event) {
+// Limits of forks. An event may name 20 prev events at most, so that a room
+// with more ends than that needs several events to heal.
+const (
+	exactForks = 20  // states of more ends are resolved one by one as they come
+	maxForks   = 200 // ends beyond that are forgotten, the least deep first
+)
+
+// advance makes ev a forward extremity in place of its prev events, and works
+// out the room's state.
+func (w *work) advance(ev *Event) error {
 	ext := make([]*Event, 0, len(w.ext)+1)
 	for _, e := range w.ext {
 		if !slices.Contains(ev.meta.prev, e.Num) {
@@ -243,15 +251,32 @@ func (w *work) advance(ev *Event) {
 		}
 	}
 	w.ext = append(ext, ev)
+	states := roots(w.ext)
+	if len(states) > exactForks {
+		states = []statetree.Root{w.sum.root, ev.meta.after}
+	}
+	root, err := w.resolve(states)
+	if err != nil {
+		return err
+	}
+	w.sum.root, ev.meta.current = root, root
+	w.sum.depth = max(w.sum.depth, ev.Depth)
+	if len(w.ext) > maxForks {
+		w.ext = slices.Clone(w.ext)
+		slices.SortStableFunc(w.ext, deepestFirst)
+		w.ext = w.ext[:maxForks]
+	}
+	return nil
 }
 
-// currentRoot is the room's state with the extremities that w has. A message
-// on top of everything that was known changes nothing.
-func (w *work) currentRoot(ev *Event, old statetree.Root) (statetree.Root, error) {
-	if len(w.ext) == 1 {
-		return ev.meta.after, nil
+func deepestFirst(a, b *Event) int {
+	switch {
+	case a.Depth > b.Depth:
+		return -1
+	case a.Depth < b.Depth:
+		return 1
 	}
-	return w.resolve(roots(w.ext))
+	return 0
 }
 
 // roots are the states after these events.

@@ -68,8 +68,14 @@ func (w *work) unchanged(d draft) (*Event, error) {
 }
 
 // build makes a signed event on the forward extremities and checks that the
-// auth rules allow it.
+// auth rules allow it; the error is what a client hears.
 func (w *work) build(d draft) (gomatrixserverlib.PDU, statetree.Root, error) {
+	pdu, before, err := w.buildRaw(d)
+	return pdu, before, forbidden(err)
+}
+
+// buildRaw is build with the auth rules' own error.
+func (w *work) buildRaw(d draft) (gomatrixserverlib.PDU, statetree.Root, error) {
 	prev, before, err := w.forwardPrev()
 	if err != nil {
 		return nil, before, err
@@ -87,7 +93,7 @@ func (w *work) build(d draft) (gomatrixserverlib.PDU, statetree.Root, error) {
 		return nil, before, buildError(err)
 	}
 	if err := w.checkAt(pdu, before); err != nil {
-		return nil, before, forbidden(err)
+		return nil, before, err
 	}
 	return pdu, before, nil
 }
@@ -99,7 +105,7 @@ func (w *work) forwardPrev() ([]*Event, statetree.Root, error) {
 		return w.ext, w.sum.root, nil
 	}
 	prev := slices.Clone(w.ext)
-	slices.SortStableFunc(prev, func(a, b *Event) int { return int(min(max(b.Depth-a.Depth, -1), 1)) })
+	slices.SortStableFunc(prev, deepestFirst)
 	prev = prev[:maxPrev]
 	root, err := w.resolve(roots(prev))
 	return prev, root, err

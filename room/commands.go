@@ -102,8 +102,8 @@ func (s *Service) ourRoom(ctx context.Context, room mxid.RoomID) (*hot, error) {
 }
 
 // sendMember handles a member event that was sent as plain state: an invite
-// goes the way of invites, so that the invited user's server hears of it. done
-// is false when it is to be sent like any other event.
+// goes the way of invites. done is false when it is to be sent like any other
+// event.
 func (s *Service) sendMember(ctx context.Context, p SendParams) (id mxid.EventID, done bool, err error) {
 	target, err := mxid.ParseUserID(*p.StateKey)
 	if err != nil {
@@ -113,7 +113,7 @@ func (s *Service) sendMember(ctx context.Context, p SendParams) (id mxid.EventID
 	if membership == None {
 		return "", false, httpx.BadJSON("The membership is not valid")
 	}
-	if membership != Invite || target.Server() == s.cfg.ServerName {
+	if membership != Invite {
 		return "", false, nil
 	}
 	var content map[string]json.RawMessage

@@ -1,6 +1,7 @@
 package room
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -334,6 +335,21 @@ func (r *rig) userRoom(who mxid.UserID, room mxid.RoomID) UserRoom {
 		}
 	}
 	return UserRoom{}
+}
+
+type blocker map[mxid.UserID]bool
+
+func (b blocker) BlocksInvites(_ context.Context, u mxid.UserID) (bool, error) { return b[u], nil }
+
+func TestInviteBlocked(t *testing.T) {
+	r := newRig(t)
+	r.s.cfg.Invites = blocker{bob: true}
+	room := r.create(CreateParams{Invite: []mxid.UserID{bob, carol}})
+	if r.membership(room, bob) != None || r.membership(room, carol) != Invite {
+		t.Fatal("the wrong ones are invited")
+	}
+	r.refused(r.invite(room, alice, bob), "M_INVITE_BLOCKED")
+	r.refused(r.state(room, alice, typeMember, string(bob), `{"membership":"invite"}`), "M_INVITE_BLOCKED")
 }
 
 func TestMembershipCommands(t *testing.T) {

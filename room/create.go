@@ -51,6 +51,9 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (mxid.RoomID, erro
 	if err != nil {
 		return "", err
 	}
+	if err := s.dropBlocked(ctx, &p); err != nil {
+		return "", err
+	}
 	h, create, err := s.newRoom(ctx, p.Version, drafts[0])
 	if err != nil {
 		return "", err
@@ -94,6 +97,26 @@ func (s *Service) completeCreate(p *CreateParams) error {
 			return httpx.InvalidParam("The room alias is not valid")
 		}
 	}
+	return nil
+}
+
+// dropBlocked leaves out invites of local users who take none: the room is made
+// without them.
+func (s *Service) dropBlocked(ctx context.Context, p *CreateParams) error {
+	var keep []mxid.UserID
+	for _, u := range p.Invite {
+		if u.Server() == s.cfg.ServerName {
+			blocked, err := s.blocksInvites(ctx, u)
+			if err != nil {
+				return err
+			}
+			if blocked {
+				continue
+			}
+		}
+		keep = append(keep, u)
+	}
+	p.Invite = keep
 	return nil
 }
 

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
 
+	"parley/internal/clock"
 	"parley/internal/mxid"
 	"parley/room/statetree"
 )
@@ -201,28 +203,57 @@ func TestAuthEventsChecked(t *testing.T) {
 	r.verify(room)
 }
 
-// TestManyExtremities: a room with more ends than an event may name heals.
+// TestManyExtremities: a room that others fork without end is merged by an
+// event that no client sees, as often as the clock allows, and stays bounded.
 func TestManyExtremities(t *testing.T) {
 	r := newRig(t)
+	c := clock.NewFake(time.Unix(1_700_000_000, 0))
+	r.close()
+	r.open(r.s.cfg.Vault, c)
 	room, base := r.sharedRoom("12")
-	for i := range 25 {
-		if ev := r.receive(room, r.foreign(room, text(dave, fmt.Sprint(i)), base)); ev.Flags != 0 {
+	events := len(r.timeline(room))
+	var pdus []gomatrixserverlib.PDU
+	for i := range maxForks + 60 {
+		d := text(dave, fmt.Sprint(i))
+		d.ts = base.OriginTS + int64(i)
+		pdus = append(pdus, r.foreign(room, d, base))
+	}
+	for i, pdu := range pdus[:30] {
+		if ev := r.receive(room, pdu); ev.Flags != 0 {
 			t.Fatalf("flags %b", ev.Flags)
 		}
+		if n := r.extremities(room); i <= exactForks-1 && n != i+1 {
+			t.Fatalf("%d extremities after %d events", n, i+1)
+		}
 	}
-	if n := r.extremities(room); n != 25 {
+	if n := r.extremities(room); n != 30-maxPrev+1 { // merged once: the clock stands still
 		t.Fatalf("%d extremities", n)
 	}
-	for want := 25 - maxPrev + 1; ; want -= maxPrev - 1 {
-		ev := r.load(room, r.say(room, alice, "merge"))
-		if len(ev.meta.prev) > maxPrev {
+	if n := len(r.timeline(room)); n != events+30 {
+		t.Fatalf("%d events in the timeline, want %d", n, events+30)
+	}
+	if len(r.out.got) != 1 || fmt.Sprint(r.out.got[0].to) != "[b.example]" {
+		t.Fatalf("%d events go out", len(r.out.got))
+	}
+	c.Advance(time.Minute)
+	r.receive(room, pdus[30])
+	if n := r.extremities(room); n != 30-maxPrev+1+1-maxPrev+1 {
+		t.Fatalf("%d extremities", n)
+	}
+	for _, pdu := range pdus[31:] {
+		r.receive(room, pdu)
+	}
+	if n := r.extremities(room); n > maxForks {
+		t.Fatalf("%d extremities", n)
+	}
+	r.verify(room)
+	for r.extremities(room) > 1 {
+		had := r.extremities(room)
+		if ev := r.load(room, r.say(room, alice, "merge")); len(ev.meta.prev) > maxPrev {
 			t.Fatalf("%d prev events", len(ev.meta.prev))
 		}
-		if n := r.extremities(room); n != max(want, 1) {
-			t.Fatalf("%d extremities, want %d", n, want)
-		}
-		if want <= 1 {
-			break
+		if n := r.extremities(room); n != max(had-maxPrev+1, 1) {
+			t.Fatalf("%d extremities, had %d", n, had)
 		}
 	}
 	r.verify(room)

@@ -73,12 +73,25 @@ func (s *Service) invite(ctx context.Context, p MembershipParams) (*Event, error
 	if p.Target.Server() != s.cfg.ServerName {
 		return s.inviteRemote(ctx, h, p, d)
 	}
+	if blocked, err := s.blocksInvites(ctx, p.Target); err != nil {
+		return nil, err
+	} else if blocked {
+		return nil, httpx.Err(403, "M_INVITE_BLOCKED", "That user does not take invites")
+	}
 	var ev *Event
 	err = s.onRoom(ctx, h.rid, func(w *work) error {
 		ev, err = w.sendInvite(d, p.Target)
 		return err
 	})
 	return ev, err
+}
+
+// blocksInvites asks whether a local user takes no invites.
+func (s *Service) blocksInvites(ctx context.Context, user mxid.UserID) (bool, error) {
+	if s.cfg.Invites == nil {
+		return false, nil
+	}
+	return s.cfg.Invites.BlocksInvites(ctx, user)
 }
 
 // sendInvite invites once: a user who has been invited already by the same
@@ -130,21 +143,16 @@ func (s *Service) inviteRemote(ctx context.Context, h *hot, p MembershipParams, 
 	return ev, err
 }
 
-// inviteState is what an invite tells about the room. Room versions 12 and
-// later need the full create event, others do as well with it.
+// inviteState is what an invite tells about the room: whole events.
 // spec: server-server API, "Inviting to a room", invite_room_state
 func (s *Service) inviteState(ctx context.Context, h *hot, sender mxid.UserID) ([]json.RawMessage, error) {
 	evs, err := s.strippedEvents(ctx, h.rid, sender)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]json.RawMessage, 0, len(evs))
-	for _, ev := range evs {
-		if h.impl.DomainlessRoomIDs() {
-			out = append(out, ev.JSON)
-		} else {
-			out = append(out, stripEvent(ev))
-		}
+	out := make([]json.RawMessage, len(evs))
+	for i, ev := range evs {
+		out[i] = ev.JSON
 	}
 	return out, nil
 }

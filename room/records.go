@@ -300,7 +300,6 @@ type summary struct {
 	depth    int64          // greatest depth of a live event
 	joined   int
 	invited  int
-	partial  bool // joined, but not all members are known yet
 }
 
 const summaryVersion = 1
@@ -309,7 +308,7 @@ func (s *summary) encode() []byte {
 	e := newEncoder(summaryVersion)
 	e.root(s.root)
 	e.nums(s.ext)
-	for _, v := range []uint64{uint64(s.next), s.nextNode, s.last.Pos(), uint64(liveBit - s.back), s.pos, uint64(s.depth), uint64(s.joined), uint64(s.invited), uint64(b2u(s.partial))} {
+	for _, v := range []uint64{uint64(s.next), s.nextNode, s.last.Pos(), uint64(liveBit - s.back), s.pos, uint64(s.depth), uint64(s.joined), uint64(s.invited)} {
 		e.uv(v)
 	}
 	return e.b
@@ -324,7 +323,7 @@ func decodeSummary(b []byte) (summary, error) {
 	}
 	s.back = liveBit - Ord(d.uv())
 	s.pos, s.depth = d.uv(), int64(d.uv())
-	s.joined, s.invited, s.partial = int(d.uv()), int(d.uv()), d.uv() == 1
+	s.joined, s.invited = int(d.uv()), int(d.uv())
 	return s, d.err("rc")
 }
 

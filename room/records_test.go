@@ -16,7 +16,7 @@ func TestRowsRoundTrip(t *testing.T) {
 		hash: [32]byte{1, 31: 2}, prev: []Num{1, 2, 3}, auth: []Num{4}, redactedBy: 5,
 		before: statetree.Root{Node: 1, Hash: 2}, after: statetree.Root{Node: 3, Hash: 4}, current: statetree.Root{Node: 5, Hash: 6}}
 	plain := meta{kid: 1, ord: 5, prev: []Num{}, auth: []Num{}, before: m.before, after: m.before, current: m.before}
-	sum := summary{root: m.before, ext: []Num{9, 10}, next: 11, nextNode: 12, last: LiveOrd(13), back: LiveOrd(0) - 14, pos: 15, depth: 16, joined: 17, invited: 18, partial: true}
+	sum := summary{root: m.before, ext: []Num{9, 10}, next: 11, nextNode: 12, last: LiveOrd(13), back: LiveOrd(0) - 14, pos: 15, depth: 16, joined: 17, invited: 18}
 	user := userRoom{membership: Ban, forgotten: true, stripped: true, ord: LiveOrd(3), n: 4}
 	txn := txnRow{rid: 1, n: 2, ts: 3}
 	th := thread{latest: 1, last: 2, count: 3, locals: nil}

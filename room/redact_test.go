@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/matrix-org/gomatrixserverlib"
+
 	"parley/internal/mxid"
 	"parley/storage"
 )
@@ -66,6 +68,39 @@ func TestRedactionFirst(t *testing.T) {
 		}
 		r.verify(room)
 	}
+}
+
+// TestWaitingInBatch: child, redaction and their target may come in one batch.
+func TestWaitingInBatch(t *testing.T) {
+	r := newRig(t)
+	room, base := r.sharedRoom("12")
+	target := r.foreign(room, text(dave, "secret"), base)
+	id := mxid.EventID(target.EventID())
+	child := r.foreign(room, draft{typ: "m.room.message", sender: dave, content: []byte(fmt.Sprintf(`{"body":"x","msgtype":"m.text","m.relates_to":{"rel_type":"m.reference","event_id":%q}}`, string(id)))}, base)
+	red := r.foreign(room, redaction("12", dave, id), base)
+	r.work(room, func(w *work) error {
+		for _, pdu := range []gomatrixserverlib.PDU{child, red, target} {
+			if _, err := w.receive(pdu); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	ev := r.load(room, id)
+	if ev.Flags&FlagRedacted == 0 {
+		t.Fatal("not redacted")
+	}
+	for _, prefix := range []storage.Key{storage.K("rw"), storage.K("re")} {
+		rows := 0
+		for _, err := range r.kv.Scan(r.ctx, prefix.U32(uint32(ev.RID)).Prefix(), false, 0) {
+			r.ok(err)
+			rows++
+		}
+		if want := map[byte]int{'w': 0, 'e': 1}[prefix[1]]; rows != want {
+			t.Fatalf("%d %s rows, want %d", rows, prefix[:2], want)
+		}
+	}
+	r.verify(room)
 }
 
 // TestRedactionErases: what was redacted can't be found in any row.

@@ -33,8 +33,16 @@ func (w *work) relate(ev *Event) error {
 	return w.addRelation(parent.Num, relKindOf(relType), ev)
 }
 
+// waiting is an rw row: event n waits for its target.
+type waiting struct {
+	n    Num
+	what byte
+}
+
 func (w *work) wait(target mxid.EventID, n Num, what byte) {
-	key := keyWaiting(w.h.rid, target.Hash()).U32(uint32(n))
+	h := target.Hash()
+	w.waits[h] = append(w.waits[h], waiting{n, what})
+	key := keyWaiting(w.h.rid, h).U32(uint32(n))
 	w.op(func(tx *storage.Tx) error { tx.Put(key, []byte{what}); return nil })
 }
 
@@ -153,32 +161,46 @@ func (w *work) lastInThread(tx *storage.Tx, root, except Num) (Num, error) {
 // arrived does what was waiting for an event: relations to it and redactions
 // of it.
 func (w *work) arrived(ev *Event) error {
-	var waiting []storage.Pair
-	prefix := keyWaiting(w.h.rid, ev.meta.hash)
-	for p, err := range w.svc.cfg.KV.Scan(w.ctx, prefix.Prefix(), false, 0) {
-		if err != nil {
-			return fmt.Errorf("room: read waiting events: %w", err)
-		}
-		waiting = append(waiting, p)
+	list, err := w.waitingFor(ev.meta.hash)
+	if err != nil {
+		return err
 	}
-	for _, p := range waiting {
-		if len(p.Value) != 1 {
-			return corrupt("rw")
-		}
-		child, err := w.event(Num(storage.ReadU32(p.Key, len(p.Key)-4)))
+	for _, wt := range list {
+		child, err := w.event(wt.n)
 		if errors.Is(err, storage.ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if err := w.resume(ev, child, p.Value[0]); err != nil {
+		if err := w.resume(ev, child, wt.what); err != nil {
 			return err
 		}
-		key := p.Key
+		key := keyWaiting(w.h.rid, ev.meta.hash).U32(uint32(wt.n))
 		w.op(func(tx *storage.Tx) error { tx.Delete(key); return nil })
 	}
 	return nil
+}
+
+// waitingFor lists what waits for an event, in storage and in this batch.
+func (w *work) waitingFor(target [32]byte) ([]waiting, error) {
+	var out []waiting
+	for p, err := range w.svc.cfg.KV.Scan(w.ctx, keyWaiting(w.h.rid, target).Prefix(), false, 0) {
+		if err != nil {
+			return nil, fmt.Errorf("room: read waiting events: %w", err)
+		}
+		if len(p.Value) != 1 {
+			return nil, corrupt("rw")
+		}
+		out = append(out, waiting{Num(storage.ReadU32(p.Key, len(p.Key)-4)), p.Value[0]})
+	}
+	for _, wt := range w.waits[target] {
+		if w.byNum[wt.n] != nil { // else it was rolled back
+			out = append(out, wt)
+		}
+	}
+	delete(w.waits, target)
+	return out, nil
 }
 
 func (w *work) resume(target, child *Event, what byte) error {

@@ -33,7 +33,8 @@ type Config struct {
 	Remote         Remote
 	Pusher         Pusher
 	Outbox         Outbox
-	DefaultVersion string // "12"
+	Invites        Invites // nil: everybody takes invites
+	DefaultVersion string  // "12"
 	Log            *slog.Logger
 }
 

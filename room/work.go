@@ -38,6 +38,7 @@ type work struct {
 	byNum    map[Num]*Event
 	byHash   map[[32]byte]Num
 	txns     map[string]Num               // transactions of this batch, by row key
+	waits    map[[32]byte][]waiting       // rw rows of this batch, by target
 	ops      []func(tx *storage.Tx) error // in order, on the commit goroutine
 	wake     []uint32                     // beside the joined local users
 	wakeRoom bool                         // the joined local users too
@@ -54,7 +55,7 @@ func newWork(ctx context.Context, h *hot, sn *snapshot) *work {
 		sum: sn.sum, ext: sn.ext, local: sn.local, servers: sn.servers,
 		nodes: nodes, tree: h.tree.With(nodes),
 		ring: sn.ring, ringFrom: sn.ringFrom,
-		byNum: map[Num]*Event{}, byHash: map[[32]byte]Num{}, txns: map[string]Num{}, graphFrom: -1,
+		byNum: map[Num]*Event{}, byHash: map[[32]byte]Num{}, txns: map[string]Num{}, waits: map[[32]byte][]waiting{}, graphFrom: -1,
 	}
 }
 
