@@ -205,11 +205,11 @@ func bombs() map[string][]byte {
 }
 
 // 64 KiB of any input take at most 20 ms. The best of some runs counts, as
-// other programs share the machine.
+// other programs share the machine; a quadratic cost has no good run.
 func TestLinear(t *testing.T) {
 	for name, b := range bombs() {
 		best := time.Hour
-		for range 5 {
+		for try := 0; try < 50 && best > 20*time.Millisecond; try++ {
 			start := time.Now()
 			errCheck := Check(b, Limits{})
 			middle := time.Now()
