@@ -735,3 +735,47 @@ func TestSyncTokens(t *testing.T) {
 	}
 	s.send("GET", v3+"/sync", "", nil).fails(401, "M_MISSING_TOKEN")
 }
+
+func TestNotifications(t *testing.T) {
+	s := newServer(t)
+	alice, bob := s.register("alice"), s.register("bob")
+	one, two := alice.createRoom(obj{"preset": "public_chat"}), alice.createRoom(obj{"preset": "public_chat"})
+	bob.join(one)
+	bob.join(two)
+	first := alice.say(one, "first")
+	second := alice.say(two, "second")
+	mention := alice.put(rp(one, "/send/m.room.message/m"), obj{"msgtype": "m.text", "body": "bob!", "m.mentions": obj{"user_ids": []string{bob.ID}}}).ok().str("event_id")
+	bob.post(rp(one, "/receipt/m.read/%s", first), obj{}).ok()
+	path := v3 + "/notifications"
+	ids := func(a *answer) (out []string) {
+		for i := range a.list("notifications") {
+			out = append(out, a.str("notifications", i, "event", "event_id"))
+		}
+		return out
+	}
+	all := bob.get(path).ok()
+	if got := ids(all); fmt.Sprint(got) != fmt.Sprint([]string{mention, second, first}) {
+		t.Fatalf("notifications %v", got)
+	}
+	if all.at("notifications", 0, "read") != false || all.at("notifications", 2, "read") != true || all.str("notifications", 1, "room_id") != two ||
+		len(all.list("notifications", 0, "actions")) != 2 || len(all.list("notifications", 1, "actions")) != 1 || all.at("next_token") != nil {
+		t.Errorf("notifications %s", all.Raw)
+	}
+	if got := ids(bob.get(path + "?only=highlight").ok()); len(got) != 1 || got[0] != mention {
+		t.Errorf("highlights %v", got)
+	}
+	page := bob.get(path + "?limit=2").ok()
+	if got := ids(bob.get(path + "?limit=2&from=" + page.str("next_token")).ok()); len(got) != 1 || got[0] != first {
+		t.Errorf("second page %v", got)
+	}
+	if got := ids(alice.get(path).ok()); len(got) != 0 {
+		t.Errorf("alice was notified of her own: %v", got)
+	}
+	alice.put(rp(one, "/redact/%s/r", mention), obj{}).ok()
+	if got := ids(bob.get(path + "?only=highlight").ok()); len(got) != 0 {
+		t.Errorf("after redaction %v", got)
+	}
+	bob.get(path+"?only=x").fails(400, "M_INVALID_PARAM")
+	bob.get(path+"?from=x").fails(400, "M_INVALID_PARAM")
+	bob.get(path+"?limit=0").fails(400, "M_INVALID_PARAM")
+}

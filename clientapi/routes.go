@@ -131,6 +131,7 @@ var dataRoutes = []route{
 }
 
 var pushRoutes = []route{
+	{method: get, path: v3 + "/notifications", auth: authUser, limit: limHeavy, handle: (*API).notifications},
 	{method: get, path: v3 + "/pushers", auth: authUser, limit: limRead, handle: (*API).pushers},
 	{method: post, path: v3 + "/pushers/set", auth: authUser, limit: limWrite, body: bodySmall, handle: (*API).setPusher},
 	{method: get, path: v3 + "/pushrules", auth: authUser, limit: limRead, handle: (*API).pushRules},
