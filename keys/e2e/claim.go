@@ -176,6 +176,7 @@ func (s *Service) claimOne(tx *storage.Tx, w wanted) (keyRow, bool, error) {
 	if err != nil || !found {
 		return keyRow{}, false, err // no device, or it never uploaded keys
 	}
+	s.recount(tx, w.owned)
 	k, found, err := s.takeOne(tx, w.owned, &c, w.algorithm)
 	if err != nil {
 		return keyRow{}, false, err

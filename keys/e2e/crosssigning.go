@@ -212,23 +212,7 @@ func (s *Service) dropReplaced(tx *storage.Tx, u mxid.UserID, uid intern.UID, us
 			tx.Delete(crossKeyRow(uid, other))
 		}
 	}
-	return s.dropForeignSignatures(tx, uid, old.id)
-}
-
-// dropForeignSignatures deletes what other users have signed of a key.
-func (s *Service) dropForeignSignatures(tx *storage.Tx, uid intern.UID, id string) error {
-	prefix := storage.K("cg").U32(uint32(uid))
-	target := s.hash16("signed key", id)
-	rows, err := tx.Scan(prefix.Prefix(), false, 0)
-	if err != nil {
-		return err
-	}
-	for _, pair := range rows {
-		if at := len(prefix) + 4; len(pair.Key) >= at+16 && string(pair.Key[at:at+16]) == string(target) {
-			tx.Delete(pair.Key)
-		}
-	}
-	return nil
+	return s.owe(tx, uid, workRow{Key: old.id}) // others may have signed it, any number of them
 }
 
 // announceSigning gives the user's list a new position and queues the EDU

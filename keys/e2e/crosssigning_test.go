@@ -190,6 +190,12 @@ func TestUploadSignatures(t *testing.T) {
 	must(t, f.UploadSigning(ctx, bob, nextBob.upload()))
 	m, _ = query(alice, bob)
 	same(m)
+	eventually(t, "swept", f.settled)
+	rows, err := f.now(ctx).scan(newKeyPrefix("cg"), false, 0)
+	must(t, err)
+	if len(rows) != 0 {
+		t.Errorf("%d signatures left", len(rows))
+	}
 }
 
 // A master key alone drops the keys that the old one signed.

@@ -99,11 +99,12 @@ type Service struct {
 	work    *actor.Inbox[intern.UID]
 	resync  *resyncer
 	fetches singleflight.Group
+	counted *cache[deviceID, keyCounts]
 }
 
 // New opens the keys of a store. Work that is still to do waits for Start.
 func New(cfg Config) (*Service, error) {
-	s := &Service{cfg: cfg}
+	s := &Service{cfg: cfg, counted: newCache[deviceID, keyCounts](maxCounts)}
 	s.work = actor.NewInbox(maxWork, 64, s.doWork)
 	s.resync = newResyncer(s)
 	return s, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 
 	"parley/internal/httpx"
@@ -103,6 +104,7 @@ func (s *Service) Upload(ctx context.Context, u mxid.UserID, d mxid.DeviceID, r 
 			return err
 		}
 		counts = c.counts()
+		s.recount(tx, o)
 		return putPlain(tx, o.key("oc"), c)
 	})
 	if err != nil {
@@ -216,6 +218,27 @@ func (s *Service) announce(tx *storage.Tx, u mxid.UserID, uid intern.UID, device
 	return putPlain(tx, listKey(uid), row)
 }
 
+// deviceID names a device in memory.
+type deviceID struct {
+	uid    intern.UID
+	device mxid.DeviceID
+}
+
+func (o owned) id() deviceID { return deviceID{o.uid, o.device} }
+
+// keyCounts is what Counts answers. Every sync asks for it.
+type keyCounts struct {
+	left   map[string]int
+	unused []string
+}
+
+const maxCounts = 1 << 16 // devices, some 300 bytes each
+
+// recount makes the next Counts read the rows again.
+func (s *Service) recount(tx *storage.Tx, o owned) {
+	tx.OnCommit(func() { s.counted.drop(o.id()) })
+}
+
 // Counts are the one-time keys left and the unused fallback algorithms.
 // spec: client-server API, "Extensions to /sync"
 func (s *Service) Counts(ctx context.Context, u mxid.UserID, d mxid.DeviceID) (otk map[string]int, unusedFallback []string, err error) {
@@ -223,14 +246,21 @@ func (s *Service) Counts(ctx context.Context, u mxid.UserID, d mxid.DeviceID) (o
 	if err != nil {
 		return nil, nil, fmt.Errorf("key counts: %w", err)
 	}
-	o := s.owned(u, uid, d)
+	c, found, gen := s.counted.get(deviceID{uid, d})
+	if !found {
+		if c, err = s.count(ctx, s.owned(u, uid, d)); err != nil {
+			return nil, nil, fmt.Errorf("key counts: %w", err)
+		}
+		s.counted.put(deviceID{uid, d}, c, gen)
+	}
+	return maps.Clone(c.left), append([]string{}, c.unused...), nil
+}
+
+func (s *Service) count(ctx context.Context, o owned) (keyCounts, error) {
 	c, _, err := s.counts(s.reader(ctx), o)
 	if err != nil {
-		return nil, nil, fmt.Errorf("key counts: %w", err)
+		return keyCounts{}, err
 	}
-	unusedFallback, err = s.unusedFallback(s.now(ctx), o)
-	if err != nil {
-		return nil, nil, fmt.Errorf("key counts: %w", err)
-	}
-	return c.counts(), unusedFallback, nil
+	unused, err := s.unusedFallback(s.now(ctx), o)
+	return keyCounts{c.counts(), unused}, err
 }

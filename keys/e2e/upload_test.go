@@ -387,3 +387,23 @@ func TestRemoveDevicesSweeps(t *testing.T) {
 		t.Fatalf("%v, want %v", left, want)
 	}
 }
+
+func TestCacheKeepsNothingStale(t *testing.T) {
+	c := newCache[int, string](2)
+	_, _, gen := c.get(1)
+	c.drop(1) // it changes while it is read
+	c.put(1, "old", gen)
+	if _, found, _ := c.get(1); found {
+		t.Fatal("a value from before the change was kept")
+	}
+	for k := range 5 {
+		_, _, gen = c.get(k)
+		c.put(k, "new", gen)
+	}
+	if len(c.m) != 2 {
+		t.Fatalf("%d values", len(c.m))
+	}
+	if v, found, _ := c.get(4); !found || v != "new" {
+		t.Fatal("the newest isn't there")
+	}
+}

@@ -28,6 +28,7 @@ type workRow struct {
 	Device    mxid.DeviceID `json:"device,omitempty"`
 	OnlySweep bool          `json:"only_sweep,omitempty"` // nobody needs to know
 	Backup    uint32        `json:"backup,omitempty"`     // or a backup version
+	Key       string        `json:"key,omitempty"`        // or a master key
 }
 
 func workOf(uid intern.UID) storage.Key { return storage.K("dr").U32(uint32(uid)) }
@@ -100,12 +101,7 @@ func (s *Service) settleUser(ctx context.Context, uid intern.UID) error {
 		if err := s.unseal(pair.Key, pair.Value, &w); err != nil {
 			return err
 		}
-		if w.Backup != 0 {
-			err = s.sweepRange(ctx, sessionsOf(uid, w.Backup).Prefix())
-		} else {
-			err = s.sweepDevice(ctx, s.owned(u, uid, w.Device))
-		}
-		if err != nil {
+		if err := s.sweep(ctx, u, uid, w); err != nil {
 			return err
 		}
 		if w.Device != "" && !w.OnlySweep {
@@ -114,6 +110,48 @@ func (s *Service) settleUser(ctx context.Context, uid intern.UID) error {
 		done = append(done, pair)
 	}
 	return s.finishWork(ctx, u, uid, gone, done)
+}
+
+// sweep deletes what is left of what is gone.
+func (s *Service) sweep(ctx context.Context, u mxid.UserID, uid intern.UID, w workRow) error {
+	switch {
+	case w.Backup != 0:
+		return s.sweepRange(ctx, sessionsOf(uid, w.Backup).Prefix())
+	case w.Key != "":
+		return s.sweepSignatures(ctx, uid, w.Key)
+	}
+	return s.sweepDevice(ctx, s.owned(u, uid, w.Device))
+}
+
+// sweepSignatures deletes what anybody has signed of a user's former key.
+func (s *Service) sweepSignatures(ctx context.Context, uid intern.UID, id string) error {
+	prefix := storage.K("cg").U32(uint32(uid))
+	target := s.hash16("signed key", id)
+	var found [][]byte
+	drop := func() error {
+		err := s.do(ctx, func(tx *storage.Tx) error {
+			for _, key := range found {
+				tx.Delete(key)
+			}
+			return nil
+		})
+		found = nil
+		return err
+	}
+	for row, err := range s.cfg.KV.Scan(ctx, prefix.Prefix(), false, 0) {
+		if err != nil {
+			return err
+		}
+		if at := len(prefix) + 4; len(row.Key) >= at+16 && string(row.Key[at:at+16]) == string(target) {
+			found = append(found, row.Key)
+		}
+		if len(found) == deleteSlice {
+			if err := drop(); err != nil {
+				return err
+			}
+		}
+	}
+	return drop()
 }
 
 // finishWork tells everyone of removed devices and drops the rows.
@@ -159,6 +197,7 @@ func (s *Service) RemoveDevices(tx *storage.Tx, user mxid.UserID, uid intern.UID
 		tx.Delete(o.key("oc"))
 		tx.Delete(o.key("td"))
 		tx.DeleteRange(o.key("of").Prefix())
+		s.recount(tx, o)
 		if err := s.owe(tx, uid, workRow{Device: d, OnlySweep: !had}); err != nil {
 			return fmt.Errorf("remove device keys: %w", err)
 		}
