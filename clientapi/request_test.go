@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -222,4 +223,38 @@ func TestCORS(t *testing.T) {
 	if w.Header().Get("Access-Control-Allow-Origin") != "" {
 		t.Error("CORS headers on federation")
 	}
+}
+
+// Over a real connection the deadline for the body must not outlive it.
+func TestOverTCP(t *testing.T) {
+	s := newServer(t)
+	srv := httptest.NewServer(s.echo)
+	defer srv.Close()
+	for range 2 { // the second on the same connection
+		resp, err := srv.Client().Post(srv.URL+v3+"/login", "application/json", strings.NewReader(`{"type": "m.login.none"}`))
+		must(t, err)
+		body, err := io.ReadAll(resp.Body)
+		must(t, err)
+		must(t, resp.Body.Close())
+		if resp.StatusCode != 400 || !strings.Contains(string(body), "M_UNKNOWN") {
+			t.Errorf("%d %s", resp.StatusCode, body)
+		}
+	}
+	resp, err := srv.Client().Post(srv.URL+v3+"/login", "application/json", io.MultiReader(strings.NewReader(`{"a": "`), endless{}))
+	if err == nil {
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("an endless body: %d", resp.StatusCode)
+		}
+	}
+}
+
+// endless never stops.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = 'x'
+	}
+	return len(b), nil
 }
