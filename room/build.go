@@ -14,6 +14,7 @@ import (
 	"parley/internal/jsonx"
 	"parley/internal/mxid"
 	"parley/room/authrules"
+	"parley/room/eventform"
 	"parley/room/statetree"
 )
 
@@ -80,7 +81,7 @@ func (w *work) buildRaw(d draft) (gomatrixserverlib.PDU, statetree.Root, error) 
 	if err != nil {
 		return nil, before, err
 	}
-	b, err := w.fill(d, prev, before)
+	proto, err := w.fill(d, prev, before)
 	if err != nil {
 		return nil, before, err
 	}
@@ -88,7 +89,7 @@ func (w *work) buildRaw(d draft) (gomatrixserverlib.PDU, statetree.Root, error) 
 	if ts == 0 {
 		ts = w.now
 	}
-	pdu, err := w.svc.cfg.Signer.BuildEvent(b, gomatrixserverlib.RoomVersion(w.h.version), ts)
+	pdu, err := eventform.Build(proto, ts, w.svc.cfg.Signer)
 	if err != nil {
 		return nil, before, buildError(err)
 	}
@@ -111,8 +112,8 @@ func (w *work) forwardPrev() ([]*Event, statetree.Root, error) {
 	return prev, root, err
 }
 
-// fill makes the builder of a draft with everything but hash and signature.
-func (w *work) fill(d draft, prev []*Event, before statetree.Root) (*gomatrixserverlib.EventBuilder, error) {
+// fill makes the event of a draft with everything but hash and signature.
+func (w *work) fill(d draft, prev []*Event, before statetree.Root) (*gomatrixserverlib.ProtoEvent, error) {
 	proto := &gomatrixserverlib.ProtoEvent{
 		SenderID: string(d.sender), RoomID: string(w.h.id), Type: d.typ, StateKey: d.stateKey,
 		Redacts: string(d.redacts), Content: spec.RawJSON(d.content), Version: w.h.impl, Depth: 1,
@@ -131,7 +132,7 @@ func (w *work) fill(d draft, prev []*Event, before statetree.Root) (*gomatrixser
 	if d.typ == typeCreate && w.h.impl.DomainlessRoomIDs() {
 		proto.RoomID = ""
 	}
-	return w.h.impl.NewEventBuilderFromProtoEvent(proto), nil
+	return proto, nil
 }
 
 // authFor selects the auth events of a draft.
@@ -189,9 +190,9 @@ func buildError(err error) error {
 		}
 		return httpx.BadJSON("The event is not valid")
 	}
-	var bad gomatrixserverlib.BadJSONError
-	var typ *json.UnmarshalTypeError // a number too great for anything
-	if errors.As(err, &bad) || errors.As(err, &typ) {
+	var bad gomatrixserverlib.BadJSONError // versions 1 and 2
+	var form *jsonx.Error
+	if errors.As(err, &bad) || errors.As(err, &form) {
 		return httpx.BadJSON("The content has numbers or text that this room version doesn't allow")
 	}
 	return fmt.Errorf("room: build event: %w", err)

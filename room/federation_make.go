@@ -117,10 +117,11 @@ func (w *work) template(d draft) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := w.fill(d, prev, before)
+	proto, err := w.fill(d, prev, before)
 	if err != nil {
 		return nil, err
 	}
+	b := w.h.impl.NewEventBuilderFromProtoEvent(proto)
 	if w.h.impl.EventFormat() == gomatrixserverlib.EventFormatV1 {
 		b.PrevEvents, b.AuthEvents = pairs(b.PrevEvents), pairs(b.AuthEvents)
 	}

@@ -18,6 +18,7 @@ import (
 	"parley/internal/notify"
 	"parley/keys"
 	"parley/keys/vault"
+	"parley/room/eventform"
 	"parley/storage"
 	"parley/storage/intern"
 	"parley/storage/leveldb"
@@ -231,7 +232,7 @@ func (r *rig) foreign(room mxid.RoomID, d draft, prev ...*Event) gomatrixserverl
 		if err != nil || !ok {
 			return fmt.Errorf("state before: %v %w", ok, err)
 		}
-		b, err := w.fill(d, prev, before)
+		proto, err := w.fill(d, prev, before)
 		if err != nil {
 			return err
 		}
@@ -239,7 +240,7 @@ func (r *rig) foreign(room mxid.RoomID, d draft, prev ...*Event) gomatrixserverl
 		if ts == 0 {
 			ts = w.now
 		}
-		pdu, err = r.s.cfg.Signer.BuildEvent(b, w.h.impl.Version(), ts)
+		pdu, err = eventform.Build(proto, ts, r.s.cfg.Signer)
 		return err
 	})
 	return pdu

@@ -233,11 +233,10 @@ func (s *Service) fromTemplate(p MembershipParams, m Membership, made MakeResult
 		return nil, err
 	}
 	target := string(p.Sender)
-	b := impl.NewEventBuilderFromProtoEvent(&gomatrixserverlib.ProtoEvent{
+	ev, err := eventform.Build(&gomatrixserverlib.ProtoEvent{
 		SenderID: target, RoomID: string(p.Room), Type: typeMember, StateKey: &target, Version: impl,
 		PrevEvents: t.prev, AuthEvents: t.auth, Depth: t.depth, Content: spec.RawJSON(content),
-	})
-	ev, err := s.cfg.Signer.BuildEvent(b, impl.Version(), s.cfg.Clock.Now().UnixMilli())
+	}, s.cfg.Clock.Now().UnixMilli(), s.cfg.Signer)
 	if err != nil {
 		return nil, buildError(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/tidwall/gjson"
@@ -34,11 +35,24 @@ var (
 
 // rulesOf returns the rules of a stable room version.
 func rulesOf(version string) (*rules, bool) {
-	n := slices.Index(versions, version) + 1
-	if n == 0 {
-		return nil, false
+	v, ok := table()[version]
+	return v, ok
+}
+
+// table has the rules of all versions; it is made once and never changed.
+var table = sync.OnceValue(func() map[string]*rules {
+	m := map[string]*rules{}
+	for i, version := range versions {
+		if v, ok := makeRules(i + 1); ok {
+			m[version] = v
+		}
 	}
-	impl, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(version))
+	return m
+})
+
+// makeRules makes the rules of the n-th version.
+func makeRules(n int) (*rules, bool) {
+	impl, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(versions[n-1]))
 	if err != nil {
 		return nil, false
 	}
