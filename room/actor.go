@@ -50,7 +50,10 @@ type hot struct {
 	// lastMerge is when forks were joined last, in milliseconds; only the
 	// goroutine has it.
 	lastMerge int64
-	used      atomic.Uint64 // service-wide use counter, for eviction
+	// ids has the numbers of committed events that were looked up of late;
+	// only the goroutine has it.
+	ids  map[[32]byte]Num
+	used atomic.Uint64 // service-wide use counter, for eviction
 }
 
 // snapshot is a committed moment of a room. Immutable.
@@ -265,6 +268,18 @@ func (h *hot) handle(batch []*job) {
 	answer(staged, h.commit(w))
 }
 
+// maxIDs bounds the event IDs that a room keeps at hand: those of the state
+// that authorises its senders, and of its newest events.
+const maxIDs = 512
+
+// noteID remembers a committed event's number.
+func (h *hot) noteID(hash [32]byte, n Num) {
+	if h.ids == nil || len(h.ids) >= maxIDs {
+		h.ids = make(map[[32]byte]Num, 16)
+	}
+	h.ids[hash] = n
+}
+
 func answer(batch []*job, err error) {
 	for _, j := range batch {
 		j.done <- err
@@ -286,6 +301,9 @@ func (h *hot) commit(w *work) error {
 			return httpx.Unavailable()
 		}
 		return fmt.Errorf("room: commit: %w", err)
+	}
+	for _, ev := range w.ext { // the next event's prev events
+		h.noteID(ev.meta.hash, ev.Num)
 	}
 	if w.wakeRoom {
 		for _, u := range w.local {

@@ -64,12 +64,10 @@ func (s *Service) Send(ctx context.Context, p SendParams) (mxid.EventID, error) 
 		return "", err
 	}
 	if p.Type == typeMember && p.StateKey != nil {
-		if id, done, err := s.sendMember(ctx, p); done || err != nil {
-			return id, err
-		}
+		return s.sendMember(ctx, h, p)
 	}
-	if p.Type == typeAlias && p.StateKey != nil {
-		if err := s.checkCanonicalAlias(ctx, h, p.Content); err != nil {
+	if p.StateKey != nil {
+		if err := s.checkState(ctx, h, p); err != nil {
 			return "", err
 		}
 	}
@@ -90,6 +88,17 @@ func (s *Service) Send(ctx context.Context, p SendParams) (mxid.EventID, error) 
 	return id, err
 }
 
+// checkState refuses state that the auth rules allow and that makes no sense.
+func (s *Service) checkState(ctx context.Context, h *hot, p SendParams) error {
+	switch p.Type {
+	case typeAlias:
+		return s.checkCanonicalAlias(ctx, h, p.Content)
+	case typeServerACL:
+		return s.checkACL(p.Content)
+	}
+	return nil
+}
+
 // ourRoom finds a room that this server is in. Any other one gives the
 // error of a room that the user isn't in, known or not.
 func (s *Service) ourRoom(ctx context.Context, room mxid.RoomID) (*hot, error) {
@@ -101,30 +110,59 @@ func (s *Service) ourRoom(ctx context.Context, room mxid.RoomID) (*hot, error) {
 	return h, err
 }
 
-// sendMember handles a member event that was sent as plain state: an invite
-// goes the way of invites. done is false when it is to be sent like any other
-// event.
-func (s *Service) sendMember(ctx context.Context, p SendParams) (id mxid.EventID, done bool, err error) {
+// sendMember sends a member event that came as plain state. An invite goes the
+// way of invites, and a join the way of joins: nobody but this server may say
+// who authorised it.
+func (s *Service) sendMember(ctx context.Context, h *hot, p SendParams) (mxid.EventID, error) {
 	target, err := mxid.ParseUserID(*p.StateKey)
 	if err != nil {
-		return "", false, httpx.InvalidParam("The state key is not a user ID")
+		return "", httpx.InvalidParam("The state key is not a user ID")
 	}
 	membership := parseMembership(gjson.GetBytes(p.Content, "membership").Str)
 	if membership == None {
-		return "", false, httpx.BadJSON("The membership is not valid")
+		return "", httpx.BadJSON("The membership is not valid")
 	}
-	if membership != Invite {
-		return "", false, nil
+	m := MembershipParams{Room: p.Room, Sender: p.Sender, Target: target}
+	if err := json.Unmarshal(p.Content, &m.Content); err != nil {
+		return "", httpx.BadJSON("The content is not an object")
 	}
-	var content map[string]json.RawMessage
-	if err := json.Unmarshal(p.Content, &content); err != nil {
-		return "", false, httpx.BadJSON("The content is not an object")
+	if membership == Invite {
+		ev, err := s.invite(ctx, m)
+		if err != nil {
+			return "", err
+		}
+		return ev.ID, nil
 	}
-	ev, err := s.invite(ctx, MembershipParams{Room: p.Room, Sender: p.Sender, Target: target, Content: content})
+	d, err := memberDraft(m, membership)
 	if err != nil {
-		return "", true, err
+		return "", err
 	}
-	return ev.ID, true, nil
+	d.ts, d.txn = p.Timestamp, p.TxnKey
+	var id mxid.EventID
+	err = s.onRoom(ctx, h.rid, func(w *work) error {
+		send := w.sendOnce
+		if membership == Join && target == p.Sender {
+			send = w.sendJoin
+		}
+		ev, err := send(d)
+		if err == nil {
+			id = ev.ID
+		}
+		return err
+	})
+	if errors.Is(err, errJoinElsewhere) {
+		return "", httpx.Forbidden("You can't join this room this way")
+	}
+	return id, err
+}
+
+// checkACL refuses a server ACL that would lock this server out of the room:
+// nobody here could take it back.
+func (s *Service) checkACL(content json.RawMessage) error {
+	if !compileACL(content).allows(string(s.cfg.ServerName)) {
+		return httpx.Forbidden("The server ACL would lock out this server")
+	}
+	return nil
 }
 
 // setRedacts puts the redacted event's ID where the room version has it. A

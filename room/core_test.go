@@ -417,6 +417,22 @@ func TestKnockAndRestricted(t *testing.T) {
 	r.verify(room)
 }
 
+// TestNoForgedAuthorisation: a client can't let itself into a restricted room
+// by naming who authorised it, nor lock its server out of a room.
+func TestNoForgedAuthorisation(t *testing.T) {
+	r := newRig(t)
+	room := r.create(CreateParams{InitialState: []StateInput{{typeJoinRules, "", json.RawMessage(`{"join_rule":"restricted","allow":[]}`)}}})
+	r.refused(r.state(room, bob, typeMember, string(bob), `{"membership":"join","join_authorised_via_users_server":"@alice:a.example"}`), "M_FORBIDDEN")
+	r.refused(r.s.Join(r.ctx, MembershipParams{Room: room, Sender: bob, Content: map[string]json.RawMessage{"join_authorised_via_users_server": json.RawMessage(`"@alice:a.example"`)}}), "M_FORBIDDEN")
+	r.refused(r.state(room, alice, typeServerACL, "", `{"allow":["b.example"]}`), "M_FORBIDDEN")
+	r.ok(r.state(room, alice, typeServerACL, "", `{"allow":["*"],"deny":["b.example"]}`))
+	r.refused(r.state(room, alice, typeMember, string(bob), `{"membership":"nonsense"}`), "M_BAD_JSON")
+	r.refused(r.state(room, alice, typeMember, "nobody", `{"membership":"ban"}`), "M_INVALID_PARAM")
+	r.ok(r.state(room, alice, typeMember, string(bob), `{"membership":"ban"}`))
+	r.ok(r.state(room, alice, typeMember, string(alice), `{"membership":"join","displayname":"A"}`))
+	r.verify(room)
+}
+
 func TestProfile(t *testing.T) {
 	r := newRig(t)
 	one, two := r.create(CreateParams{}), r.create(CreateParams{Version: "9"})

@@ -15,6 +15,7 @@ import (
 
 	"parley/internal/httpx"
 	"parley/internal/mxid"
+	"parley/room/eventform"
 )
 
 // Limits of createRoom. All events but the invites of users of other servers
@@ -275,17 +276,14 @@ func initialPowers(p CreateParams) (json.RawMessage, error) {
 	}
 	levels := map[string]any{
 		"users": users, "users_default": 0, "events_default": 0, "state_default": 50,
-		"ban": 50, "kick": 50, "redact": 50, "invite": 0, "historical": 100,
+		"ban": 50, "kick": 50, "redact": 50, "invite": 0,
 		"events": map[string]int64{
 			typeName: 50, typeAvatar: 50, typeAlias: 50, typePowerLevels: 100, typeHistory: 100,
 			typeTombstone: tombstone, typeServerACL: 100, typeEncryption: 100,
 		},
 	}
-	if p.Preset == "private_chat" || p.Preset == "public_chat" {
+	if p.Preset == "public_chat" {
 		levels["invite"] = 50
-		if p.Preset == "private_chat" {
-			levels["invite"] = 0
-		}
 	}
 	content, err := json.Marshal(levels)
 	if err != nil || len(p.PowerOverride) == 0 {
@@ -316,11 +314,10 @@ func (s *Service) newRoom(ctx context.Context, version string, d draft) (*hot, g
 		}
 		id = mxid.RoomID("!" + opaque + ":" + string(s.cfg.ServerName))
 	}
-	b := impl.NewEventBuilderFromProtoEvent(&gomatrixserverlib.ProtoEvent{
+	pdu, err := eventform.Build(&gomatrixserverlib.ProtoEvent{
 		SenderID: string(d.sender), RoomID: string(id), Type: d.typ, StateKey: d.stateKey,
 		Content: spec.RawJSON(d.content), Version: impl, Depth: 1, PrevEvents: []string{}, AuthEvents: []string{},
-	})
-	pdu, err := s.cfg.Signer.BuildEvent(b, impl.Version(), s.cfg.Clock.Now().UnixMilli())
+	}, s.createTime(), s.cfg.Signer)
 	if err != nil {
 		return nil, nil, buildError(err)
 	}
@@ -333,6 +330,22 @@ func (s *Service) newRoom(ctx context.Context, version string, d draft) (*hot, g
 	}
 	h, err := s.room(ctx, rid)
 	return h, pdu, err
+}
+
+// createTime is the time of a create event. No two are the same: from room
+// version 12 on the room ID is a hash of the create event, and a user who makes
+// two rooms at once would make one.
+func (s *Service) createTime() int64 {
+	now := s.cfg.Clock.Now().UnixMilli()
+	for {
+		last := s.lastCreate.Load()
+		if now <= last {
+			now = last + 1
+		}
+		if s.lastCreate.CompareAndSwap(last, now) {
+			return now
+		}
+	}
 }
 
 // randomID is the opaque part of a room ID up to version 11.

@@ -235,17 +235,21 @@ var errJoinElsewhere = errors.New("room: the join needs another server")
 
 // join sends a local join, naming who authorises it in a restricted room.
 func (w *work) join(d draft) error {
+	_, err := w.sendJoin(d)
+	return err
+}
+
+func (w *work) sendJoin(d draft) (*Event, error) {
 	_, m, err := w.member(d.sender)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if m != Join && m != Invite {
 		if d.content, err = w.authoriseJoin(d); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	_, err = w.send(d)
-	return err
+	return w.send(d)
 }
 
 // authoriseJoin adds join_authorised_via_users_server if the join rule asks

@@ -45,6 +45,8 @@ type Service struct {
 	nodes *statetree.Cache
 	cache *eventCache
 	uses  atomic.Uint64
+	// lastCreate is the time of the newest create event, in milliseconds.
+	lastCreate atomic.Int64
 
 	typing  *typingTable
 	unread  *unreadCache

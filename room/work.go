@@ -196,10 +196,17 @@ func (w *work) lookup(id mxid.EventID) (*Event, error) {
 
 // lookupNum is lookup for the number only, 0 if unknown.
 func (w *work) lookupNum(id mxid.EventID) (Num, error) {
-	if n, ok := w.byHash[id.Hash()]; ok {
+	hash := id.Hash()
+	if n, ok := w.byHash[hash]; ok {
 		return n, nil
 	}
-	n, _, err := w.svc.numOf(w.ctx, w.h.rid, id)
+	if n, ok := w.h.ids[hash]; ok {
+		return n, nil
+	}
+	n, ok, err := w.svc.numOf(w.ctx, w.h.rid, id)
+	if ok {
+		w.h.noteID(hash, n)
+	}
 	return n, err
 }
 
