@@ -43,7 +43,10 @@ type Config struct {
 	ServerName mxid.ServerName
 	// WellKnownServer is told in .well-known/matrix/server; "" = not served.
 	WellKnownServer string
-	Version         string
+	// PublicProfiles answers profile queries of servers that share no room
+	// with the user.
+	PublicProfiles bool
+	Version        string
 
 	Rooms  *room.Service
 	Users  *user.Service

@@ -1,9 +1,11 @@
 package federation
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/labstack/echo/v4"
 
@@ -35,6 +37,9 @@ func (a *API) queryProfile(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if ok, err := a.knows(r, id); err != nil || !ok {
+		return nil, cmp.Or(err, error(httpx.NotFound("There is no such user")))
+	}
 	p, err := a.cfg.Users.Profile(r.Request().Context(), id)
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil, httpx.NotFound("There is no such user")
@@ -50,6 +55,15 @@ func (a *API) queryProfile(r *request) (any, error) {
 		return struct{}{}, nil
 	}
 	return map[string]json.RawMessage{field: v}, nil
+}
+
+// knows reports whether the asking server may see the user's profile.
+func (a *API) knows(r *request, u mxid.UserID) (bool, error) {
+	if a.cfg.PublicProfiles {
+		return true, nil
+	}
+	servers, err := a.cfg.Rooms.ServersSharing(r.Request().Context(), u)
+	return slices.Contains(servers, r.origin), err
 }
 
 func (a *API) queryDirectory(r *request) (any, error) {

@@ -50,6 +50,7 @@ type Config struct {
 	FederationAllow      []netip.Prefix
 	FederationNotaries   []mxid.ServerName
 	FederatedDeviceNames bool
+	PublicProfiles       bool
 
 	RateLimits     bool
 	TrustedProxies []netip.Prefix
@@ -99,6 +100,7 @@ func Keys() []Key {
 		{"federation.allow_networks", `[]`, "CIDR", "Private networks that outgoing connections may reach. Needed for tests and closed networks only.", prefixes(func(c *Config) *[]netip.Prefix { return &c.FederationAllow })},
 		{"federation.notaries", `[]`, "names", "Servers to ask for the keys of servers that don't answer.", names(func(c *Config) *[]mxid.ServerName { return &c.FederationNotaries })},
 		{"privacy.share_device_names", `false`, "", "Tell other servers the names of users' devices.", boolean(func(c *Config) *bool { return &c.FederatedDeviceNames })},
+		{"privacy.public_profiles", `false`, "", "Show profiles to everybody, not only to people who share a room.", boolean(func(c *Config) *bool { return &c.PublicProfiles })},
 		{"limits.rate_limits", `true`, "", "Slow down clients that send too much.", boolean(func(c *Config) *bool { return &c.RateLimits })},
 		{"limits.trusted_proxies", `["127.0.0.0/8", "::1/128"]`, "CIDR", "Reverse proxies whose X-Forwarded-For is believed, for rate limits only.", prefixes(func(c *Config) *[]netip.Prefix { return &c.TrustedProxies })},
 		{"log.level", `"warn"`, "", "debug, info, warn or error. No level shows who does what.", oneOf(func(c *Config) *string { return &c.LogLevel }, "debug", "info", "warn", "error")},

@@ -18,16 +18,16 @@ var layers = map[string]int{
 	"internal/httpx": 0, "internal/jsonx": 0, "internal/netguard": 0, "internal/deps": 0,
 
 	"keys": 1, "keys/vault": 1, "storage": 1, "storage/leveldb": 1, "storage/postgres": 1,
-	"storage/blob": 1, "storage/intern": 1, "storage/simfs": 1, "storage/storagetest": 1,
+	"storage/blob": 1, "storage/intern": 1, "storage/disk": 0, "storage/disk/simdisk": 0, "storage/storagetest": 1,
 	"internal/notify": 1, "internal/config": 1,
 
 	"user": 2, "keys/e2e": 2, "federation/fedclient": 2,
 
-	"room": 3, "room/stateres": 3, "room/statetree": 3, "user/push": 3,
+	"room": 3, "room/stateres": 3, "clientapi/filter": 4, "room/eventform": 3, "room/authrules": 3, "room/statetree": 3, "user/push": 3,
 
 	"clientapi": 4, "clientapi/sync": 4, "federation": 4, "federation/sender": 4, "mediaapi": 4,
 
-	"internal/node": 6, "internal/testnet": 6, "cmd/parley": 6,
+	"internal/node": 6, "internal/testnet": 6, "cmd/parley": 6, "cmd/parley-conformance": 6, "admin": 5,
 	"internal/deptest": 6,
 }
 
