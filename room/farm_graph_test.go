@@ -398,9 +398,17 @@ func randomRoom(t *testing.T, version string, seed uint64) int {
 			f.pump()
 		}
 	}
+	// Resolution may put out a user whose server then isn't sent what put them
+	// out. Servers that take each other for joined have to agree.
 	var in []mxid.ServerName
 	for _, name := range f.order {
-		if f.nodes[name].membership(room, userOf[name]) == Join {
+		mutual := f.nodes[name].membership(room, userOf[name]) == Join
+		for _, other := range f.order {
+			if f.nodes[name].membership(room, userOf[other]) != f.nodes[other].membership(room, userOf[other]) {
+				mutual = mutual && f.nodes[other].membership(room, userOf[name]) == Join && f.nodes[name].membership(room, userOf[other]) == Join
+			}
+		}
+		if mutual {
 			in = append(in, name)
 		}
 	}

@@ -95,6 +95,10 @@ func (g *gap) collect(f *eventform.Form) error {
 		return err
 	}
 	earliest := eventIDs(sn.ext)
+	oldest, err := g.s.minDepth(g.ctx, g.h)
+	if err != nil {
+		return err
+	}
 	for range gapRounds {
 		latest, err := g.loose()
 		if err != nil {
@@ -103,7 +107,7 @@ func (g *gap) collect(f *eventform.Form) error {
 		if len(latest) == 0 || len(g.pool) >= gapEvents {
 			return nil
 		}
-		raws, err := g.s.cfg.Remote.MissingEvents(g.ctx, g.from, g.h.id, earliest, latest, gapAsk, 0)
+		raws, err := g.s.cfg.Remote.MissingEvents(g.ctx, g.from, g.h.id, earliest, latest, gapAsk, oldest)
 		if err != nil {
 			if g.ctx.Err() != nil {
 				return err
@@ -111,21 +115,22 @@ func (g *gap) collect(f *eventform.Form) error {
 			g.s.cfg.Log.Info("a server gives no missing events", "server", string(g.from), "error", err)
 			return nil // the state may be had
 		}
-		if !g.learn(raws) {
+		if !g.learn(raws, oldest) {
 			return nil
 		}
 	}
 	return nil
 }
 
-// learn puts verified events into the pool; false if none is new.
-func (g *gap) learn(raws []json.RawMessage) bool {
+// learn puts verified events that aren't mere history into the pool; false if
+// none is new.
+func (g *gap) learn(raws []json.RawMessage, oldest int64) bool {
 	if len(raws) > 2*gapAsk {
 		raws = raws[:2*gapAsk]
 	}
 	fresh := false
 	for _, f := range g.s.verifyAll(g.ctx, g.h.id, g.h.version, raws) {
-		if g.pool[f.ID] == nil && len(f.Prev) > 0 {
+		if g.pool[f.ID] == nil && len(f.Prev) > 0 && f.Depth >= oldest {
 			g.pool[f.ID] = f
 			fresh = true
 		}
