@@ -27,6 +27,8 @@ func (a *API) unstableFeatures() map[string]bool {
 		"org.matrix.msc3771":                             true, // threaded receipts
 		"org.matrix.msc3773":                             true, // threaded counts
 		"org.matrix.msc3827.stable":                      true, // room types in the directory
+		"org.matrix.msc3874":                             true, // relations in filters
+		"org.matrix.msc4222":                             true, // state_after in /sync
 		"org.matrix.msc3981":                             true, // recursive relations
 		"uk.half-shot.msc2666.query_mutual_rooms.stable": true,
 		"uk.tcpip.msc4133.stable":                        true, // extended profiles
