@@ -53,6 +53,7 @@ type node struct {
 	// tamper, if set, changes what this server is answered, by the name of
 	// the call.
 	tamper func(call string, events []json.RawMessage) []json.RawMessage
+	also   map[string]func([]json.RawMessage) []json.RawMessage
 	// template, if set, changes the templates that it is given.
 	template func(*MakeResult)
 	calls    map[string]int // requests made, by name
