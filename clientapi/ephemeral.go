@@ -97,9 +97,13 @@ func parseThread(raw json.RawMessage) (string, error) {
 	return *s, nil
 }
 
-// setFullyRead moves the user's marker, which is account data of the room.
+// setFullyRead moves the user's marker, which is account data of the room, to
+// an event that the user can see there.
 func (a *API) setFullyRead(r *request, id mxid.RoomID, eid mxid.EventID) error {
 	if err := a.mustBeJoined(r, id); err != nil {
+		return err
+	}
+	if _, err := a.rooms.EventFor(r.ctx, id, r.User, eid); err != nil {
 		return err
 	}
 	content, err := json.Marshal(eventAnswer(eid))

@@ -494,6 +494,9 @@ func TestEphemeral(t *testing.T) {
 	alice.post(rp(room, "/read_markers"), obj{}).ok()
 	alice.post(rp(room, "/read_markers"), obj{"m.read": "nonsense"}).fails(400, "M_INVALID_PARAM")
 	bob.post(rp(room, "/read_markers"), obj{"m.fully_read": two}).fails(403, "M_FORBIDDEN")
+	alice.post(rp(room, "/read_markers"), obj{"m.fully_read": "$none"}).fails(404, "M_NOT_FOUND")
+	elsewhere := alice.say(alice.createRoom(nil), "elsewhere")
+	alice.post(rp(room, "/read_markers"), obj{"m.fully_read": elsewhere}).fails(404, "M_NOT_FOUND")
 }
 
 func TestUpgrade(t *testing.T) {
