@@ -220,6 +220,9 @@ func (n *Node) Start() error {
 		return err
 	}
 	n.sender.Start()
+	if err := n.rooms.Start(); err != nil {
+		return err
+	}
 	if err := n.e2e.Start(); err != nil {
 		return err
 	}
@@ -244,6 +247,7 @@ func (n *Node) Sender() *sender.Sender        { return n.sender }
 func (n *Node) Client() *fedclient.Client     { return n.client }
 func (n *Node) Signer() *keys.Signer          { return n.signer }
 func (n *Node) Store() storage.KV             { return n.kv }
+func (n *Node) Vault() *vault.Vault           { return n.vault }
 func (n *Node) Committer() *storage.Committer { return n.commit }
 func (n *Node) Clock() clock.Clock            { return n.clk }
 func (n *Node) Handler() http.Handler         { return n.handler }

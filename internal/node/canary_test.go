@@ -1,0 +1,274 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"parley/internal/config"
+	"parley/internal/node"
+	"parley/storage"
+)
+
+// lockedBuffer collects the log.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) Bytes() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Clone(l.b.Bytes())
+}
+
+// server is a real node on real ports.
+type server struct {
+	*node.Node
+	dir, http, metrics string
+	log                *lockedBuffer
+}
+
+func startServer(t *testing.T, dir string) *server {
+	t.Helper()
+	c, err := config.Parse(`server_name = "canary.example"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DataDir, c.ListenClient, c.ListenHTTPS, c.ListenMetrics = dir, "127.0.0.1:0", "", "127.0.0.1:0"
+	c.RegistrationOpen, c.PasswordMemory, c.RateLimits, c.LogLevel = true, 64<<10, false, "debug"
+	s := &server{dir: dir, log: &lockedBuffer{}}
+	if s.Node, err = node.New(t.Context(), node.Options{Config: c, LogTo: s.log}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range s.Listeners() {
+		switch l.Purpose {
+		case "http":
+			s.http = l.URL
+		case "metrics":
+			s.metrics = l.URL
+		}
+	}
+	return s
+}
+
+// person talks to a server from an address and with a user agent that must
+// not be found anywhere afterwards.
+type person struct {
+	t     *testing.T
+	s     *server
+	http  *http.Client
+	agent string
+	token string
+}
+
+func (p *person) do(method, path, contentType string, body io.Reader, out any) {
+	p.t.Helper()
+	req, err := http.NewRequestWithContext(p.t.Context(), method, p.s.http+path, body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Header.Set("User-Agent", p.agent)
+	req.Header.Set("Content-Type", contentType)
+	if p.token != "" {
+		req.Header.Set("Authorization", "Bearer "+p.token)
+	}
+	res, err := p.http.Do(req)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		p.t.Fatalf("%s %s: %d %s %v", method, path, res.StatusCode, raw, err)
+	}
+	if out != nil {
+		if err := json.Unmarshal(raw, out); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+func (p *person) json(method, path string, in map[string]any, out any) {
+	p.t.Helper()
+	raw, err := json.Marshal(in)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.do(method, path, "application/json", bytes.NewReader(raw), out)
+}
+
+// canaries are what is planted. The first group may be kept, but only sealed;
+// the second may not be kept at all.
+type canaries struct{ sealed, never map[string]string }
+
+// live goes through an account's life and returns what must not be found.
+func live(t *testing.T, s *server) canaries {
+	const from = "127.77.1.9"
+	agent := "CanaryBrowser/7.7.7"
+	p := &person{t: t, s: s, agent: agent, http: &http.Client{Transport: &http.Transport{
+		DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).DialContext}}}
+	defer p.http.CloseIdleConnections()
+	sealed := map[string]string{"localpart": "canaryperson", "display name": "Canary Display Name", "device name": "Canary Device Name",
+		"message": "canary message text", "room name": "Canary Room Name", "topic": "Canary Room Topic", "alias": "canaryalias",
+		"file name": "canaryfilename.txt", "file content": "canary file content, canary file content", "account data": "canary account data",
+		"to-device": "canary to-device text", "status": "canary profile field", "tag": "u.canarytag", "push keyword": "canarykeyword", "filter": "canary.filter.type"}
+	never := map[string]string{"password": "canary-password-7", "address": from, "user agent": agent, "registration token": "canaryregtoken"}
+
+	if _, err := s.Users().NewRegistrationToken(t.Context(), never["registration token"], 1, s.Clock().Now().Add(1e12)); err != nil {
+		t.Fatal(err)
+	}
+	var reg struct {
+		Access  string `json:"access_token"`
+		Refresh string `json:"refresh_token"`
+		User    string `json:"user_id"`
+		Device  string `json:"device_id"`
+	}
+	p.json("POST", "/_matrix/client/v3/register", map[string]any{"username": sealed["localpart"], "password": never["password"],
+		"initial_device_display_name": sealed["device name"], "refresh_token": true, "auth": map[string]any{"type": "m.login.dummy"}}, &reg)
+	p.token = reg.Access
+	never["access token"], never["refresh token"] = reg.Access, reg.Refresh
+	me, dev := url.PathEscape(reg.User), reg.Device
+	p.json("PUT", "/_matrix/client/v3/profile/"+me+"/displayname", map[string]any{"displayname": sealed["display name"]}, nil)
+	p.json("PUT", "/_matrix/client/v3/profile/"+me+"/org.canary", map[string]any{"org.canary": sealed["status"]}, nil)
+	var room struct {
+		ID string `json:"room_id"`
+	}
+	p.json("POST", "/_matrix/client/v3/createRoom", map[string]any{"name": sealed["room name"], "topic": sealed["topic"], "room_alias_name": sealed["alias"]}, &room)
+	id := url.PathEscape(room.ID)
+	var sent struct {
+		ID string `json:"event_id"`
+	}
+	p.json("PUT", "/_matrix/client/v3/rooms/"+id+"/send/m.room.message/1", map[string]any{"msgtype": "m.text", "body": sealed["message"]}, &sent)
+	p.json("POST", "/_matrix/client/v3/rooms/"+id+"/receipt/m.read/"+url.PathEscape(sent.ID), map[string]any{}, nil)
+	p.json("PUT", "/_matrix/client/v3/user/"+me+"/rooms/"+id+"/tags/"+sealed["tag"], map[string]any{}, nil)
+	p.json("PUT", "/_matrix/client/v3/user/"+me+"/account_data/org.canary", map[string]any{"x": sealed["account data"]}, nil)
+	p.json("PUT", "/_matrix/client/v3/pushrules/global/content/"+sealed["push keyword"], map[string]any{"pattern": sealed["push keyword"], "actions": []string{"notify"}}, nil)
+	p.json("POST", "/_matrix/client/v3/user/"+me+"/filter", map[string]any{"room": map[string]any{"timeline": map[string]any{"types": []string{sealed["filter"]}}}}, nil)
+	p.json("PUT", "/_matrix/client/v3/sendToDevice/org.canary/1", map[string]any{"messages": map[string]any{reg.User: map[string]any{dev: map[string]any{"x": sealed["to-device"]}}}}, nil)
+	p.do("POST", "/_matrix/media/v3/upload?filename="+sealed["file name"], "text/plain", strings.NewReader(sealed["file content"]), nil)
+	var open struct {
+		Token string `json:"access_token"`
+	}
+	p.json("POST", "/_matrix/client/v3/user/"+me+"/openid/request_token", map[string]any{}, &open)
+	never["openid token"] = open.Token
+	p.do("GET", "/_matrix/client/v3/sync?timeout=0", "", nil, nil)
+	return canaries{sealed, never}
+}
+
+// TestNothingPersonalIsLeftBehind plants what people write and who they are,
+// and looks for it in every byte of the data folder, every row, the log at
+// debug level and the metrics.
+func TestNothingPersonalIsLeftBehind(t *testing.T) {
+	s := startServer(t, t.TempDir())
+	planted := live(t, s)
+	res, err := http.Get(s.metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if !bytes.Contains(metrics, []byte("parley_http_request_seconds")) {
+		t.Error("the metrics are empty, the scan would prove nothing")
+	}
+	all := map[string]string{}
+	for _, m := range []map[string]string{planted.sealed, planted.never} {
+		for k, v := range m {
+			if len(v) < 8 {
+				t.Fatalf("canary %s is %q: too short to look for", k, v)
+			}
+			all[k] = v
+		}
+	}
+	find(t, "metrics", metrics, all)
+	find(t, "log", s.log.Bytes(), all)
+	rows := 0
+	for p, err := range s.Store().Scan(t.Context(), storage.Range{}, false, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows++
+		find(t, "row "+string(p.Key[:2]), append(bytes.Clone(p.Key), p.Value...), all)
+		for _, at := range []int{0, 1, 9} { // where rows keep their sealed part
+			if len(p.Value) > at {
+				if plain, err := s.Vault().Unseal(p.Key, p.Value[at:]); err == nil {
+					find(t, "opened row "+string(p.Key[:2]), plain, planted.never)
+				}
+			}
+		}
+	}
+	if rows < 50 {
+		t.Errorf("only %d rows, the scan would prove nothing", rows)
+	}
+	if err := s.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	find(t, "log", s.log.Bytes(), all)
+	scanFiles(t, s.dir, all)
+}
+
+func scanFiles(t *testing.T, dir string, all map[string]string) {
+	t.Helper()
+	files := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		files++
+		find(t, "file "+filepath.Base(path), append(raw, path...), all)
+		return err
+	})
+	if err != nil || files < 5 {
+		t.Errorf("%d files: %v", files, err)
+	}
+}
+
+// find looks for the canaries as they are and in the usual encodings.
+func find(t *testing.T, where string, in []byte, all map[string]string) {
+	t.Helper()
+	for what, c := range all {
+		for _, enc := range []string{c, hex.EncodeToString([]byte(c)), base64.RawStdEncoding.EncodeToString([]byte(c)), base64.RawURLEncoding.EncodeToString([]byte(c))} {
+			if bytes.Contains(bytes.ToLower(in), bytes.ToLower([]byte(enc))) {
+				t.Errorf("%s has the %s", where, what)
+				break
+			}
+		}
+	}
+}
+
+// TestTheScanFinds shows that the scan can fail.
+func TestTheScanFinds(t *testing.T) {
+	for _, planted := range []string{"xx canary-xyz yy", fmt.Sprintf("%x", "canary-xyz"), base64.RawURLEncoding.EncodeToString([]byte("canary-xyz"))} {
+		probe := &testing.T{}
+		find(probe, "probe", []byte(planted), map[string]string{"probe": "canary-xyz"})
+		if !probe.Failed() {
+			t.Errorf("%q isn't found", planted)
+		}
+	}
+}
