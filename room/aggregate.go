@@ -52,7 +52,7 @@ func (f *Formatter) aggregate(evs []*Event) (map[Num]*aggregation, error) {
 		if err != nil {
 			return nil, fmt.Errorf("room: aggregate: %w", err)
 		}
-		if a.edit != nil || a.thread != nil || a.references != nil {
+		if a.edit != nil || a.thread != nil || len(a.references) > 0 {
 			out[ev.Num] = a
 		}
 	}
@@ -262,7 +262,7 @@ func (f *Formatter) appendAggregation(dst []byte, ev *Event, a *aggregation) ([]
 			return nil, err
 		}
 	}
-	if a.references != nil {
+	if len(a.references) > 0 {
 		dst = comma(dst, start)
 		dst = append(dst, `"m.reference":{"chunk":[`...)
 		for i, ref := range a.references {
