@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
 	"syscall"
 	"time"
 
@@ -31,7 +32,7 @@ func main() {
 
 // settings are the flags.
 type settings struct {
-	name, data, clientAddr, federationAddr, caCert, caKey, level string
+	name, data, clientAddr, federationAddr, caCert, caKey, level, cpuProfile string
 }
 
 func flags() settings {
@@ -43,6 +44,7 @@ func flags() settings {
 	flag.StringVar(&s.caCert, "ca-cert", "/complement/ca/ca.crt", "authority to trust and to issue from (PEM `file`)")
 	flag.StringVar(&s.caKey, "ca-key", "/complement/ca/ca.key", "key of the authority (PEM `file`)")
 	flag.StringVar(&s.level, "log-level", "warn", "debug, info, warn or error")
+	flag.StringVar(&s.cpuProfile, "cpu-profile", "", "write a CPU profile to this `file`")
 	flag.String("appservices", "", "`folder` of application service registrations; accepted, not used yet")
 	flag.Parse()
 	return s
@@ -53,6 +55,17 @@ func run(ctx context.Context) error {
 	c, err := s.config()
 	if err != nil {
 		return err
+	}
+	if s.cpuProfile != "" {
+		f, err := os.Create(s.cpuProfile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	ca, err := node.ReadAuthority(s.caCert, s.caKey)
 	if err != nil {
