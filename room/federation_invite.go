@@ -33,6 +33,11 @@ func (s *Service) HandleInvite(ctx context.Context, origin mxid.ServerName, room
 	if err != nil {
 		return nil, err
 	}
+	if blocked, err := s.blocksInvites(ctx, mxid.UserID(*f.StateKey)); err != nil {
+		return nil, err
+	} else if blocked {
+		return nil, httpx.Err(http.StatusForbidden, "M_INVITE_BLOCKED", "That user takes no invites")
+	}
 	state, err := s.outsideState(ctx, room, version, stripped)
 	if err != nil {
 		return nil, err

@@ -120,5 +120,6 @@ func (s *Service) knockVia(ctx context.Context, to mxid.ServerName, p Membership
 	if err != nil {
 		return err
 	}
+	shown = append(shown, stripped(typeMember, string(p.Sender), string(p.Sender), string(ev.Content())))
 	return s.setOutOfBand(ctx, h, outOfBand{user: p.Sender, membership: Knock, sender: p.Sender, stripped: shown, event: ev.JSON()})
 }

@@ -138,7 +138,7 @@ func (s *Service) receiveOutside(ctx context.Context, h *hot, origin mxid.Server
 	if err != nil {
 		return err
 	}
-	if !mayEnd(row, u.membership, origin, f.Sender.Server()) {
+	if !mayEnd(row, u.membership, origin, f.Sender) {
 		return httpx.Forbidden("Your server has no say about that membership")
 	}
 	if err := s.verifyOne(ctx, f); err != nil {
@@ -147,15 +147,15 @@ func (s *Service) receiveOutside(ctx context.Context, h *hot, origin mxid.Server
 	return s.setOutOfBand(ctx, h, outOfBand{user: user, membership: m, sender: f.Sender})
 }
 
-// mayEnd reports whether a server may end an invite or knock of a room whose
-// state isn't known here: that of the inviter for an invite; for a knock one
-// that the room's own stripped state names.
-func mayEnd(row strippedRow, m Membership, origin, sender mxid.ServerName) bool {
+// mayEnd reports whether somebody may end an invite or knock of a room whose
+// state isn't known here: the inviter for an invite; for a knock anybody of a
+// server that the room's own stripped state names.
+func mayEnd(row strippedRow, m Membership, origin mxid.ServerName, sender mxid.UserID) bool {
 	if m == Invite {
-		return sender == row.Sender.Server() && origin == sender
+		return sender == row.Sender && origin == sender.Server()
 	}
 	for _, ev := range row.Stripped {
-		if mxid.UserID(gjson.GetBytes(ev, "sender").Str).Server() == sender {
+		if mxid.UserID(gjson.GetBytes(ev, "sender").Str).Server() == sender.Server() {
 			return true
 		}
 	}
