@@ -234,8 +234,11 @@ func TestChangePassword(t *testing.T) {
 	bob := s.register("bob")
 	wrong := alice.withPassword(obj{"new_password": fresh})
 	wrong["auth"].(obj)["identifier"] = obj{"type": "m.id.user", "user": bob.ID}
-	if a := alice.post(path, wrong); a.Status != 401 || a.Body["errcode"] != "M_FORBIDDEN" {
-		t.Fatalf("another user's password: %d %s", a.Status, a.Raw)
+	alice.post(path, wrong).fails(403, "M_FORBIDDEN")
+	mistyped := alice.withPassword(obj{"new_password": fresh})
+	mistyped["auth"].(obj)["password"] = "wrong"
+	if a := alice.post(path, mistyped).fails(401, "M_FORBIDDEN"); a.str("session") == "" {
+		t.Errorf("no second try: %s", a.Raw)
 	}
 	alice.post(path, alice.withPassword(obj{"new_password": "short"})).fails(400, "M_WEAK_PASSWORD")
 	alice.post(path, alice.withPassword(obj{})).fails(400, "M_MISSING_PARAM")

@@ -134,3 +134,40 @@ func TestRemoteHierarchy(t *testing.T) {
 	f.hierarchy["!liar:other.org"] = f.hierarchy["!far:other.org"]
 	alice.get(p(v1+"/room_summary/%s", "!liar:other.org")).fails(404, "M_NOT_FOUND")
 }
+
+func TestFederationHierarchy(t *testing.T) {
+	s, _ := newFederated(t)
+	alice := s.register("alice")
+	top := alice.createRoom(obj{"preset": "public_chat", "creation_content": obj{"type": "m.space"}})
+	open := alice.createRoom(obj{"preset": "public_chat", "name": "Open"})
+	secret := alice.createRoom(obj{"preset": "private_chat"})
+	for _, id := range []string{open, secret, "!far:third.org"} {
+		alice.put(rp(top, "/state/m.space.child/%s", id), obj{"via": []string{"example.org"}, "suggested": id == secret}).ok()
+	}
+	ask := func(id string, suggested bool) (out federatedSpace) {
+		raw, err := s.api.FederationHierarchy(ctx, "other.org", mxid.RoomID(id), suggested)
+		must(t, err)
+		must(t, json.Unmarshal(raw, &out))
+		return out
+	}
+	h := ask(top, false)
+	if string(h.Room.RoomID) != top || len(h.Room.Children) != 3 || len(h.Children) != 1 || string(h.Children[0].RoomID) != open ||
+		len(h.Inaccessible) != 1 || h.Inaccessible[0] != secret {
+		t.Errorf("hierarchy %d %d %d", len(h.Room.Children), len(h.Children), len(h.Inaccessible))
+	}
+	if h := ask(top, true); len(h.Room.Children) != 1 || len(h.Children) != 0 {
+		t.Errorf("suggested %d %d", len(h.Room.Children), len(h.Children))
+	}
+	if h := ask(open, false); len(h.Room.Children) != 0 {
+		t.Errorf("a room that is no space has %d children", len(h.Room.Children))
+	}
+	for _, id := range []mxid.RoomID{mxid.RoomID(secret), "!none:example.org"} {
+		if _, err := s.api.FederationHierarchy(ctx, "other.org", id, false); err == nil {
+			t.Error("a room that the server may not see is described")
+		}
+	}
+	alice.put(rp(top, "/state/m.room.server_acl"), obj{"allow": []string{"*"}, "deny": []string{"other.org"}}).ok()
+	if _, err := s.api.FederationHierarchy(ctx, "other.org", mxid.RoomID(top), false); err == nil {
+		t.Error("the server ACL isn't applied")
+	}
+}

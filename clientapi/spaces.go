@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"slices"
 	"sync"
@@ -103,8 +104,8 @@ func sortChildren(cs []child) {
 }
 
 // localChildren reads the children of a space that this server is in.
-func (a *API) localChildren(r *request, rid intern.RID, suggestedOnly bool) ([]child, error) {
-	state, err := a.rooms.StateAt(r.ctx, rid, 0)
+func (a *API) localChildren(ctx context.Context, rid intern.RID, suggestedOnly bool) ([]child, error) {
+	state, err := a.rooms.StateAt(ctx, rid, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -359,7 +360,7 @@ func (a *API) openWalk(r *request) (*walk, int, error) {
 
 // visit looks at one room of a walk and puts its children on the list.
 func (a *API) visit(r *request, w *walk, step walkStep) (h hierarchyRoom, ok bool, err error) {
-	s, rid, found, err := a.localSummary(r, step.room)
+	s, rid, found, err := a.localSummary(r.ctx, step.room)
 	if err != nil {
 		return h, false, err
 	}
@@ -368,7 +369,7 @@ func (a *API) visit(r *request, w *walk, step walkStep) (h hierarchyRoom, ok boo
 	if found {
 		h.summary = s
 		if s.RoomType == spaceType {
-			if cs, err = a.localChildren(r, rid, w.suggestedOnly); err != nil {
+			if cs, err = a.localChildren(r.ctx, rid, w.suggestedOnly); err != nil {
 				return h, false, err
 			}
 		}

@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 
@@ -23,26 +24,26 @@ type summary struct {
 
 // localSummary describes a room that this server is in; found is false
 // otherwise.
-func (a *API) localSummary(r *request, id mxid.RoomID) (s summary, rid intern.RID, found bool, err error) {
-	rid, _, known, err := a.rooms.Lookup(r.ctx, id)
+func (a *API) localSummary(ctx context.Context, id mxid.RoomID) (s summary, rid intern.RID, found bool, err error) {
+	rid, _, known, err := a.rooms.Lookup(ctx, id)
 	if err != nil || !known {
 		return s, 0, false, err
 	}
-	if in, err := a.rooms.InRoom(r.ctx, id); err != nil || !in {
+	if in, err := a.rooms.InRoom(ctx, id); err != nil || !in {
 		return s, 0, false, err
 	}
-	if s.PublicRoom, err = a.rooms.Preview(r.ctx, rid); err != nil {
+	if s.PublicRoom, err = a.rooms.Preview(ctx, rid); err != nil {
 		return s, 0, false, err
 	}
 	s.Version, s.Encryption = s.PublicRoom.Version, s.PublicRoom.Encryption
-	s.Allowed, err = a.allowedRooms(r, rid, s.JoinRule)
+	s.Allowed, err = a.allowedRooms(ctx, rid, s.JoinRule)
 	return s, rid, true, err
 }
 
 // stateContent reads the content of a current state event into v, leaving it
 // alone where the event is absent or malformed.
-func (a *API) stateContent(r *request, rid intern.RID, typ, key string, v any) (found bool, err error) {
-	ev, err := a.rooms.CurrentState(r.ctx, rid, typ, key)
+func (a *API) stateContent(ctx context.Context, rid intern.RID, typ, key string, v any) (found bool, err error) {
+	ev, err := a.rooms.CurrentState(ctx, rid, typ, key)
 	if errors.Is(err, storage.ErrNotFound) || err == nil && ev == nil {
 		return false, nil
 	}
@@ -57,7 +58,7 @@ func (a *API) stateContent(r *request, rid intern.RID, typ, key string, v any) (
 }
 
 // allowedRooms lists the rooms whose members may join a restricted room.
-func (a *API) allowedRooms(r *request, rid intern.RID, joinRule string) ([]string, error) {
+func (a *API) allowedRooms(ctx context.Context, rid intern.RID, joinRule string) ([]string, error) {
 	if joinRule != "restricted" && joinRule != "knock_restricted" {
 		return nil, nil
 	}
@@ -67,7 +68,7 @@ func (a *API) allowedRooms(r *request, rid intern.RID, joinRule string) ([]strin
 			Room json.RawMessage `json:"room_id"`
 		} `json:"allow"`
 	}
-	if _, err := a.stateContent(r, rid, "m.room.join_rules", "", &c); err != nil {
+	if _, err := a.stateContent(ctx, rid, "m.room.join_rules", "", &c); err != nil {
 		return nil, err
 	}
 	out := []string{}
@@ -80,11 +81,16 @@ func (a *API) allowedRooms(r *request, rid intern.RID, joinRule string) ([]strin
 	return out, nil
 }
 
+// open says whether everybody may know of the room.
+func (s summary) open() bool {
+	return s.WorldReadable || s.JoinRule == "public" || s.JoinRule == "knock" || s.JoinRule == "knock_restricted"
+}
+
 // maySee says whether somebody may know of a room: it is public or can be
 // knocked on or read by everybody, or they are in it, invited, or in a room
 // whose members may join. spec: "GET /rooms/{roomId}/hierarchy"
 func (a *API) maySee(r *request, s summary) (bool, error) {
-	if s.WorldReadable || s.JoinRule == "public" || s.JoinRule == "knock" || s.JoinRule == "knock_restricted" {
+	if s.open() {
 		return true, nil
 	}
 	if !r.authed {
@@ -155,7 +161,7 @@ func membershipName(m room.Membership) string {
 // summarise describes a room that the asker may know of, asking other servers
 // if this one isn't in it. Only users make it ask others.
 func (a *API) summarise(r *request, id mxid.RoomID, via []mxid.ServerName) (summary, bool, error) {
-	s, _, found, err := a.localSummary(r, id)
+	s, _, found, err := a.localSummary(r.ctx, id)
 	if err != nil {
 		return s, false, err
 	}

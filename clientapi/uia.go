@@ -223,7 +223,7 @@ func challenge(s uiaSession, flows []uiaFlow, e *httpx.Error) *uiaChallenge {
 // authentication (limits, storage) goes through as it is.
 func stageError(err error, s uiaSession, flows []uiaFlow) error {
 	e, known := matrixError(err)
-	if known && (e.Status == http.StatusForbidden || e.Status == http.StatusUnauthorized) {
+	if known && e != errAnotherUser && (e.Status == http.StatusForbidden || e.Status == http.StatusUnauthorized) {
 		return challenge(s, flows, e)
 	}
 	return err
@@ -250,6 +250,9 @@ func (a *API) tryStage(r *request, d authDict, s uiaSession, flows []uiaFlow) (r
 	return "", httpx.Err(http.StatusUnauthorized, "M_UNRECOGNIZED", "Unknown authentication type")
 }
 
+// errAnotherUser ends an authentication: trying again would not help.
+var errAnotherUser = httpx.Forbidden("The authentication is for another user")
+
 // checkOwnPassword checks that the password is the session user's.
 func (a *API) checkOwnPassword(r *request, d authDict) error {
 	u, err := a.identify(d.Identifier, d.User)
@@ -257,7 +260,7 @@ func (a *API) checkOwnPassword(r *request, d authDict) error {
 		return err
 	}
 	if u != r.User {
-		return httpx.Forbidden("The authentication is for another user")
+		return errAnotherUser
 	}
 	if err := a.throttleName(limLogin, string(u)); err != nil {
 		return err
