@@ -123,7 +123,7 @@ func (n *Node) publicURL() string {
 func (n *Node) federationConfig() federation.Config {
 	return federation.Config{ServerName: n.cfg.ServerName, Rooms: n.rooms, Users: n.users, Keys: n.e2e, Signer: n.signer, Ring: n.ring,
 		Sender: n.sender, Intern: n.intern, KV: n.kv, Commit: n.commit, Vault: n.vault, Clock: n.clk, Log: n.log, Version: Version,
-		WellKnownServer: n.cfg.FederationServer, PublicProfiles: n.cfg.PublicProfiles}
+		WellKnownServer: n.cfg.FederationServer, PublicProfiles: n.cfg.PublicProfiles, Spaces: n.api}
 }
 
 // measured counts requests by route template.
