@@ -29,6 +29,9 @@ const (
 	maxBatch    = 64
 	ringEvents  = 128 // live events kept in memory per room
 	maxHotRooms = 4096
+	// maxRingBytes bounds the rings of all rooms together. The rooms that were
+	// used longest ago leave memory when there is more.
+	maxRingBytes = 128 << 20
 )
 
 // hot is a room that is in memory: its queue, and the last committed snapshot.
@@ -54,6 +57,7 @@ type hot struct {
 	// only the goroutine has it.
 	ids  map[[32]byte]Num
 	used atomic.Uint64 // service-wide use counter, for eviction
+	ring atomic.Int64  // bytes of the ring, roughly
 }
 
 // snapshot is a committed moment of a room. Immutable.
@@ -151,8 +155,22 @@ func (s *Service) evictLocked() {
 	for rid, h := range s.hot {
 		if h.used.Load() < median && h.inbox.Idle() {
 			delete(s.hot, rid)
+			h.setRing(0)
 		}
 	}
+}
+
+// setRing notes the size of the room's ring.
+func (h *hot) setRing(bytes int64) { h.svc.ringBytes.Add(bytes - h.ring.Swap(bytes)) }
+
+// trim makes room when the rings have grown too large.
+func (s *Service) trim() {
+	if s.ringBytes.Load() <= maxRingBytes {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.evictLocked()
 }
 
 // snapshotOf returns the last committed snapshot of a room, loading it if need
@@ -270,7 +288,7 @@ func (h *hot) handle(batch []*job) {
 
 // maxIDs bounds the event IDs that a room keeps at hand: those of the state
 // that authorises its senders, and of its newest events.
-const maxIDs = 512
+const maxIDs = 128
 
 // noteID remembers a committed event's number.
 func (h *hot) noteID(hash [32]byte, n Num) {
@@ -297,11 +315,14 @@ func (h *hot) commit(w *work) error {
 		h.svc.cfg.Log.Warn("a room's transaction failed", "events", len(w.added), "error", err)
 		h.snap.Store(nil)
 		h.graph = nil
+		h.setRing(0)
 		if errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrClosed) {
 			return httpx.Unavailable()
 		}
 		return fmt.Errorf("room: commit: %w", err)
 	}
+	h.setRing(w.ringBytes)
+	h.svc.trim()
 	for _, ev := range w.ext { // the next event's prev events
 		h.noteID(ev.meta.hash, ev.Num)
 	}

@@ -46,7 +46,9 @@ func (w *work) newEvent(pdu gomatrixserverlib.PDU, flags Flags, txn string) (*Ev
 		return nil, err
 	}
 	ev := makeEvent(w.h, w.sum.next, m, txn, pdu.JSON())
-	ev.pdu.pdu = pdu
+	if m.state { // others are hardly ever asked for again
+		ev.pdu.pdu = pdu
+	}
 	return ev, nil
 }
 
@@ -250,7 +252,14 @@ func (w *work) advance(ev *Event) error {
 			ext = append(ext, e)
 		}
 	}
-	w.ext = append(ext, ev)
+	late, err := w.followed(ev)
+	if err != nil {
+		return err
+	}
+	if !late || len(ext) == 0 {
+		ext = append(ext, ev)
+	}
+	w.ext = ext
 	states := roots(w.ext)
 	if len(states) > exactForks {
 		states = []statetree.Root{w.sum.root, ev.meta.after}

@@ -268,3 +268,42 @@ func TestEviction(t *testing.T) {
 	checkGraph(t, r, room)
 	r.verify(room)
 }
+
+// TestRingBudget: the memory of rings is accounted for, also when rooms leave.
+func TestRingBudget(t *testing.T) {
+	r := newRig(t)
+	for range 20 {
+		room := r.create(CreateParams{})
+		for range 10 {
+			r.say(room, alice, "x")
+		}
+	}
+	held := func() (sum int64) {
+		r.s.mu.Lock()
+		defer r.s.mu.Unlock()
+		for _, h := range r.s.hot {
+			sum += h.ring.Load()
+		}
+		return sum
+	}
+	before := held()
+	if got := r.s.ringBytes.Load(); got != before || got < 20*16*800 {
+		t.Fatalf("rings take %d, accounted %d", before, got)
+	}
+	soon(t, "rooms are idle", func() bool {
+		r.s.mu.Lock()
+		defer r.s.mu.Unlock()
+		for _, h := range r.s.hot {
+			if !h.inbox.Idle() {
+				return false
+			}
+		}
+		return true
+	})
+	r.s.ringBytes.Add(maxRingBytes)
+	r.s.trim()
+	r.s.ringBytes.Add(-maxRingBytes)
+	if after := held(); after != r.s.ringBytes.Load() || after >= before*2/3 {
+		t.Fatalf("rings take %d, took %d, accounted %d", after, before, r.s.ringBytes.Load())
+	}
+}

@@ -86,6 +86,9 @@ type lazyPDU struct {
 	err     error
 }
 
+// bytes is about what the event takes in memory.
+func (e *Event) bytes() int64 { return int64(len(e.JSON)) + 800 }
+
 // IsState reports whether the event is a state event.
 func (e *Event) IsState() bool { return e.StateKey != nil }
 

@@ -45,6 +45,8 @@ type Service struct {
 	nodes *statetree.Cache
 	cache *eventCache
 	uses  atomic.Uint64
+	// ringBytes is about what the rings of all hot rooms take.
+	ringBytes atomic.Int64
 	// lastCreate is the time of the newest create event, in milliseconds.
 	lastCreate atomic.Int64
 

@@ -32,17 +32,18 @@ type work struct {
 	nodes *statetree.Writer
 	tree  *statetree.Tree // sees nodes
 
-	ring     []*Event
-	ringFrom Ord
-	added    []*Event // new to the store, or changed, in order
-	byNum    map[Num]*Event
-	byHash   map[[32]byte]Num
-	txns     map[string]Num               // transactions of this batch, by row key
-	waits    map[[32]byte][]waiting       // rw rows of this batch, by target
-	ops      []func(tx *storage.Tx) error // in order, on the commit goroutine
-	wake     []uint32                     // beside the joined local users
-	wakeRoom bool                         // the joined local users too
-	after    []func()                     // once durable and visible
+	ring      []*Event
+	ringFrom  Ord
+	ringBytes int64    // of the ring, once published
+	added     []*Event // new to the store, or changed, in order
+	byNum     map[Num]*Event
+	byHash    map[[32]byte]Num
+	txns      map[string]Num               // transactions of this batch, by row key
+	waits     map[[32]byte][]waiting       // rw rows of this batch, by target
+	ops       []func(tx *storage.Tx) error // in order, on the commit goroutine
+	wake      []uint32                     // beside the joined local users
+	wakeRoom  bool                         // the joined local users too
+	after     []func()                     // once durable and visible
 	// graphFrom is the length of the auth graph before the batch, -1 if the
 	// batch hasn't added to it.
 	graphFrom int
@@ -165,6 +166,9 @@ func (w *work) updateRing() {
 		ring = slices.Clone(ring[cut:])
 	}
 	w.ring = ring
+	for _, ev := range ring {
+		w.ringBytes += ev.bytes()
+	}
 }
 
 func cmpOrd(a, b Ord) int {
