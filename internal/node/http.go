@@ -26,6 +26,7 @@ import (
 	"parley/storage/blob"
 	"parley/storage/intern"
 	"parley/storage/leveldb"
+	"parley/storage/postgres"
 )
 
 // Limits of connections. Bodies and long-polls are bounded by their handlers.
@@ -38,7 +39,7 @@ const (
 // openEngine opens the configured store.
 func openEngine(c *config.Config) (storage.KV, error) {
 	if c.StorageEngine == "postgres" {
-		return nil, errors.New("storage.engine postgres is not built yet")
+		return postgres.Open(context.Background(), c.StorageDSN, postgres.Options{})
 	}
 	return leveldb.Open(StoreDir(c), leveldb.Options{CacheBytes: int(c.StorageCache)})
 }
