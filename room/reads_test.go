@@ -13,7 +13,6 @@ import (
 
 	"parley/internal/clock"
 	"parley/internal/mxid"
-	"parley/keys/vault"
 	"parley/storage/intern"
 )
 
@@ -624,7 +623,7 @@ func TestRefs(t *testing.T) {
 	check("back")
 
 	r.close()
-	r.open(vault.OpenMemory(), clock.Real{})
+	r.open(r.s.cfg.Vault, clock.Real{})
 	check("after a restart")
 	changed("after a restart", head, 1)
 	changed("at the head after a restart", r.commit.Head(), 0)

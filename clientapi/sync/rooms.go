@@ -552,7 +552,7 @@ func (v *view) writeRefused() ([]byte, error) {
 }
 
 // invited writes a room that the user is invited to or has knocked on. Invites
-// from users that are ignored aren't shown.
+// from users that are ignored aren't shown, and none to who blocks them.
 func (b *build) invited(ctx context.Context, t task) ([]byte, error) {
 	if !b.req.Filter.rooms.has(t.id) {
 		return nil, nil
@@ -563,8 +563,10 @@ func (b *build) invited(ctx context.Context, t task) ([]byte, error) {
 	}
 	name := "knock_state"
 	if t.section == inInvite {
-		if name = "invite_state"; b.ignored(sender) {
-			return nil, nil
+		name = "invite_state"
+		blocked, err := b.h.cfg.Users.BlocksInvites(ctx, b.req.User)
+		if err != nil || blocked || b.ignored(sender) {
+			return nil, err
 		}
 	}
 	dst := append([]byte(`{"`+name+`":`), appendEvents(nil, stripped)...)

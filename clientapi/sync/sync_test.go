@@ -224,6 +224,31 @@ func TestKnock(t *testing.T) {
 	}
 }
 
+// TestRefusedWithStateAfter checks that clients that take state from
+// state_after only learn that their invite is over.
+func TestRefusedWithStateAfter(t *testing.T) {
+	r := newRig(t)
+	id := r.create(room.CreateParams{Invite: []mxid.UserID{bob}})
+	b := r.as(bob, "B")
+	b.params = url.Values{"use_state_after": {"true"}}
+	b.sync()
+	r.leave(id, bob)
+	if res := b.sync(); res.Get(in("leave", id, "state_after.events.0.content.membership")).Str != "leave" {
+		t.Fatalf("got %s", res.Raw)
+	}
+}
+
+func TestBlockedInvites(t *testing.T) {
+	r := newRig(t)
+	b := r.as(bob, "B")
+	b.sync()
+	id := r.create(room.CreateParams{Invite: []mxid.UserID{bob}})
+	must(t, r.users.SetAccountData(r.ctx, bob, "", "m.invite_permission_config", json.RawMessage(`{"default_action":"block"}`)))
+	if res := b.sync(); res.Get(in("invite", id, "")).Exists() {
+		t.Fatalf("got %s", res.Raw)
+	}
+}
+
 func TestArchivedRoom(t *testing.T) {
 	r := newRig(t)
 	id := r.create(room.CreateParams{Preset: "public_chat"})
