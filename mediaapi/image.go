@@ -112,7 +112,7 @@ func (s *Service) shrink(ctx context.Context, src *content, v variant, declared 
 	if fits(img, v) && turn == 1 && f.typ == declared && still(f.typ, src) {
 		return nil, errOriginal
 	}
-	return render(img, v, turn)
+	return render(img, v, turn, f.typ)
 }
 
 // guard runs a decoder, whose panics and errors all mean a broken picture,
@@ -206,7 +206,7 @@ func fits(img image.Image, v variant) bool {
 }
 
 // render turns, scales and encodes a decoded picture.
-func render(img image.Image, v variant, turn turn) (*picture, error) {
+func render(img image.Image, v variant, turn turn, typ string) (*picture, error) {
 	b := img.Bounds()
 	w, h := b.Dx(), b.Dy()
 	if turn.swaps() {
@@ -218,7 +218,7 @@ func render(img image.Image, v variant, turn turn) (*picture, error) {
 		cut = cut.swapped()
 	}
 	small := scale(img, cut.in(b), max(tw, 1), max(th, 1))
-	return encode(turn.apply(small))
+	return encode(turn.apply(small), typ)
 }
 
 // inset is how much of each side is cut off, in pixels.
@@ -305,15 +305,25 @@ func average(img image.Image, part image.Rectangle, f int) *image.RGBA {
 	return out
 }
 
-// encode writes a JPEG, or a PNG if something is transparent.
-func encode(img *image.RGBA) (*picture, error) {
-	var b bytes.Buffer
-	if img.Opaque() {
-		err := jpeg.Encode(&b, img, &jpeg.Options{Quality: jpegQuality})
-		return &picture{data: b.Bytes(), typ: "image/jpeg"}, err
+// maxPNG is when a thumbnail is rather sent as a JPEG, if it can be.
+const maxPNG = 256 << 10
+
+// encode writes a JPEG, or a PNG if something is transparent or the source was
+// drawn (PNG, GIF) rather than photographed and stays small.
+func encode(img *image.RGBA, typ string) (*picture, error) {
+	opaque := img.Opaque()
+	if !opaque || typ == "image/png" || typ == "image/gif" {
+		var b bytes.Buffer
+		if err := png.Encode(&b, img); err != nil {
+			return nil, err
+		}
+		if !opaque || b.Len() <= maxPNG {
+			return &picture{data: b.Bytes(), typ: "image/png"}, nil
+		}
 	}
-	err := png.Encode(&b, img)
-	return &picture{data: b.Bytes(), typ: "image/png"}, err
+	var b bytes.Buffer
+	err := jpeg.Encode(&b, img, &jpeg.Options{Quality: jpegQuality})
+	return &picture{data: b.Bytes(), typ: "image/jpeg"}, err
 }
 
 // still reports whether a picture surely doesn't move. GIF and WebP count as

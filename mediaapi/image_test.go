@@ -139,15 +139,16 @@ func TestThumbnailFormats(t *testing.T) {
 		want    string // type of the thumbnail
 		w, h    int
 	}{
-		{pngFile(gradient(100, 100)), "image/png", "image/jpeg", 32, 32},
+		{pngFile(gradient(100, 100)), "image/png", "image/png", 32, 32},
+		{jpegFile(gradient(100, 100)), "image/jpeg", "image/jpeg", 32, 32},
 		{pngFile(glass), "image/png", "image/png", 32, 32},
-		{pngFile(image.NewGray16(image.Rect(0, 0, 100, 100))), "image/png", "image/jpeg", 32, 32},
-		{gifFile(5, 100, 50), "image/gif", "image/jpeg", 64, 32},
-		{gifFile(5, 10, 10), "image/gif", "image/jpeg", 10, 10}, // would move: made anew
+		{pngFile(image.NewGray16(image.Rect(0, 0, 100, 100))), "image/png", "image/png", 32, 32},
+		{gifFile(5, 100, 50), "image/gif", "image/png", 64, 32},
+		{gifFile(5, 10, 10), "image/gif", "image/png", 10, 10}, // would move: made anew
 		{webpFile(t), "image/webp", "image/jpeg", 1, 1},
-		{pngFile(gradient(20, 10)), "image/png", "image/png", 20, 10},   // itself
-		{pngFile(gradient(20, 10)), "image/jpeg", "image/jpeg", 20, 10}, // not what it says
-		{apngFile(), "image/png", "image/jpeg", 20, 10},
+		{pngFile(gradient(20, 10)), "image/png", "image/png", 20, 10},  // itself
+		{pngFile(gradient(20, 10)), "image/jpeg", "image/png", 20, 10}, // not what it says
+		{apngFile(), "image/png", "image/png", 20, 10},
 		{jpegFile(gradient(3000, 2)), "image/jpeg", "image/jpeg", 3000, 2},
 		{jpegFile(gradient(1, 1)), "image/jpeg", "image/jpeg", 1, 1},
 	} {
@@ -305,6 +306,19 @@ func TestOrientation(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+func TestLargePNGsBecomeJPEGs(t *testing.T) {
+	f := newServer(t)
+	noisy := gradient(900, 700)
+	copy(noisy.Pix, noise(1, len(noisy.Pix)))
+	for i := 3; i < len(noisy.Pix); i += 4 {
+		noisy.Pix[i] = 255
+	}
+	file := f.upload(pngFile(noisy), "image/png", "")
+	if a := f.get(v1Thumbnail+file+"?width=800&height=600", "bob").ok(); a.header.Get("Content-Type") != "image/jpeg" {
+		t.Errorf("%s, %d bytes", a.header.Get("Content-Type"), len(a.body))
 	}
 }
 

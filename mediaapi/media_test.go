@@ -335,13 +335,17 @@ func TestLegacyEndpoints(t *testing.T) {
 	open := f.upload([]byte("open"), "text/plain", "")
 	check(before, "", 404)
 	check(open, "", 200)
-	check("other.example/abc", "", 404) // never fetched for a stranger
-	f.get(v1Download+"other.example/abc", "alice").ok()
+	check("other.example/abc?allow_remote=false", "", 404)
 	check("other.example/abc", "", 200)
+	f.remote.files["other.example/def"] = remoteFile{content: []byte("remote"), typ: "text/plain"}
 
 	f.restart(func(c *Config) { c.Legacy = false })
 	after := f.upload([]byte("after"), "text/plain", "")
 	check(open, "", 200) // what could be had goes on
+	check("other.example/abc", "", 200)
+	check("other.example/def", "", 404) // not fetched for strangers any more
+	f.get(v1Download+"other.example/def", "alice").ok()
+	check("other.example/def", "", 404)
 	check(after, "", 404)
 	for _, file := range []string{before, open, after} {
 		f.get(v1Download+file, "bob").ok()
@@ -398,7 +402,7 @@ func TestFederation(t *testing.T) {
 	_, id, _ = strings.Cut(pic, "/")
 	a = f.get(path+"thumbnail/"+id+"?width=32&height=32&method=crop", "", signed...).ok()
 	_, body, h = a.parts()
-	if w, hh := size(t, body); w != 32 || hh != 32 || h["Content-Type"][0] != "image/jpeg" {
+	if w, hh := size(t, body); w != 32 || hh != 32 || h["Content-Type"][0] != "image/png" {
 		t.Errorf("%dx%d %v", w, hh, h)
 	}
 	waiting := f.do("POST", "/_matrix/media/v1/create", "alice", nil).ok().uri()

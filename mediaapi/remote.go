@@ -23,6 +23,8 @@ const (
 	// maxUserFetches bounds the fetches that one user has caused and that are
 	// under way: a room full of pictures, not a crawl.
 	maxUserFetches = 24
+	// maxStrangerFetches is the same for all requests without a token together.
+	maxStrangerFetches = 8
 )
 
 // failure is a fetch that failed and until when that is remembered.
@@ -134,7 +136,11 @@ func (s *Service) rememberFailure(k key, err error) {
 func (s *Service) beginFetch(uid uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fetches[uid] >= maxUserFetches {
+	limit := maxUserFetches
+	if uid == 0 {
+		limit = maxStrangerFetches
+	}
+	if s.fetches[uid] >= limit {
 		return false
 	}
 	s.fetches[uid]++

@@ -72,11 +72,14 @@ func (s *Service) Register(e *echo.Echo, auth Authenticator) {
 	}
 }
 
-// legacy serves requests without a token. They never make this server fetch
-// anything, and find only what was stored while they were allowed.
+// legacy serves requests without a token. They find only what was stored while
+// they were allowed, and make this server fetch files only as long as they are.
 // spec: "Content Repository", "Client behaviour" (freeze)
 func (s *Service) legacy(h func(echo.Context, asker) error) echo.HandlerFunc {
-	return func(c echo.Context) error { return answerError(h(c, asker{legacy: true})) }
+	return func(c echo.Context) error {
+		remote := s.cfg.Legacy && c.QueryParam("allow_remote") != "false"
+		return answerError(h(c, asker{legacy: true, remote: remote}))
+	}
 }
 
 // config is GET /config.
