@@ -22,6 +22,7 @@ import (
 const (
 	gapRounds   = 20     // requests for missing events
 	gapAsk      = 20     // events asked for in one: what most servers give at most
+	gapFew      = 10     // fewer than that in an answer: the server has no more
 	gapEvents   = 500    // events held while a gap is filled
 	gapStates   = 10     // events at whose prev events the state is fetched
 	maxStateIDs = 200000 // events of a state
@@ -115,7 +116,7 @@ func (g *gap) collect(f *eventform.Form) error {
 			g.s.cfg.Log.Info("a server gives no missing events", "server", string(g.from), "error", err)
 			return nil // the state may be had
 		}
-		if !g.learn(raws, oldest) {
+		if !g.learn(raws, oldest) || len(raws) < gapFew {
 			return nil
 		}
 	}

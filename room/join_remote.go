@@ -137,38 +137,47 @@ func worse(had, now error) error {
 	return had
 }
 
-// viaServers are the servers to ask: those that the client named, the sender
-// of an invite, those that are in the room as far as is known, and the one in
-// the room's ID.
+// viaServers are the servers to ask: those that the client named and the
+// sender of an invite. Without any it is those that are in the room as far as
+// is known, and the one in the room's ID.
 func (s *Service) viaServers(ctx context.Context, p MembershipParams) ([]mxid.ServerName, error) {
 	list := slices.Clone(p.Via)
-	rid, ok, err := s.cfg.Intern.LookupRoom(ctx, p.Room)
+	rid, known, err := s.cfg.Intern.LookupRoom(ctx, p.Room)
 	if err != nil {
 		return nil, err
 	}
-	if ok {
-		row, err := s.invitation(ctx, rid, p.Sender)
-		if err != nil {
+	var row strippedRow
+	if known {
+		if row, err = s.invitation(ctx, rid, p.Sender); err != nil {
 			return nil, err
 		}
 		list = append(list, row.Sender.Server())
-		for _, ev := range row.Stripped {
-			list = append(list, mxid.UserID(gjson.GetBytes(ev, "sender").Str).Server())
-		}
-		known, err := s.JoinedServers(ctx, rid)
+	}
+	if list = s.othersOf(list); len(list) > 0 {
+		return list, nil
+	}
+	for _, ev := range row.Stripped {
+		list = append(list, mxid.UserID(gjson.GetBytes(ev, "sender").Str).Server())
+	}
+	if known {
+		in, err := s.JoinedServers(ctx, rid)
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, known...)
+		list = append(list, in...)
 	}
-	list = append(list, p.Room.Server())
+	return s.othersOf(append(list, p.Room.Server())), nil
+}
+
+// othersOf are the valid names of other servers in a list, each once.
+func (s *Service) othersOf(list []mxid.ServerName) []mxid.ServerName {
 	var out []mxid.ServerName
 	for _, name := range list {
 		if name != s.cfg.ServerName && mxid.ValidServerName(string(name)) && !slices.Contains(out, name) && len(out) < maxTried {
 			out = append(out, name)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // invitation is what is known of a user's invite or knock from outside the

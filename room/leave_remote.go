@@ -2,11 +2,17 @@ package room
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+
+	"github.com/tidwall/gjson"
 
 	"parley/internal/httpx"
 	"parley/internal/mxid"
+	"parley/room/eventform"
 )
 
 // leaveRemote declines an invite of a room, or takes back a knock at one, that
@@ -18,9 +24,11 @@ func (s *Service) leaveRemote(ctx context.Context, p MembershipParams) error {
 	if err != nil {
 		return err
 	}
+	event := leaveEvent(p, s.cfg.Clock.Now().UnixMilli())
 	for _, to := range via {
-		err := s.leaveVia(ctx, to, p)
+		sent, err := s.leaveVia(ctx, to, p)
 		if err == nil {
+			event = sent
 			break
 		}
 		if ctx.Err() != nil {
@@ -39,25 +47,49 @@ func (s *Service) leaveRemote(ctx context.Context, p MembershipParams) error {
 				return err
 			}
 		}
-		return w.setOutOfBand(outOfBand{user: p.Sender, membership: Leave, sender: p.Sender})
+		return w.setOutOfBand(outOfBand{user: p.Sender, membership: Leave, sender: p.Sender, event: event})
 	})
 }
 
-func (s *Service) leaveVia(ctx context.Context, to mxid.ServerName, p MembershipParams) error {
+// leaveEvent stands for the leave that no server of the room could be told of,
+// so that the user's other clients hear of it.
+func leaveEvent(p MembershipParams, ts int64) json.RawMessage {
+	who := quote(string(p.Sender))
+	return fmt.Appendf(nil, `{"content":{"membership":"leave"},"origin_server_ts":%d,"room_id":%s,"sender":%s,"state_key":%s,"type":%q}`,
+		ts, quote(string(p.Room)), who, who, typeMember)
+}
+
+// leftOutside is the event with which a user left a room that this server
+// wasn't in.
+func (s *Service) leftOutside(ctx context.Context, h *hot, user mxid.UserID, u userRoom) (*Event, error) {
+	row, err := s.invitation(ctx, h.rid, user)
+	if err != nil || row.Event == nil {
+		return nil, err
+	}
+	ev := gjson.ParseBytes(row.Event)
+	m := meta{state: true, ord: u.ord, ts: ev.Get("origin_server_ts").Int(), depth: ev.Get("depth").Int(), hash: sha256.Sum256(row.Event)}
+	if f, err := eventform.Parse(h.version, row.Event); err == nil {
+		m.hash = f.ID.Hash()
+	}
+	return makeEvent(h, 0, m, "", row.Event), nil
+}
+
+// leaveVia leaves through one server and returns the event.
+func (s *Service) leaveVia(ctx context.Context, to mxid.ServerName, p MembershipParams) (json.RawMessage, error) {
 	made, err := s.cfg.Remote.MakeLeave(ctx, to, p.Room, p.Sender)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if made.Version == "" { // servers may leave it out
 		if made.Version, err = s.versionOf(ctx, p.Room); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	ev, err := s.fromTemplate(p, Leave, made)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.cfg.Remote.SendLeave(ctx, to, ev.JSON(), p.Room, mxid.EventID(ev.EventID()))
+	return ev.JSON(), s.cfg.Remote.SendLeave(ctx, to, ev.JSON(), p.Room, mxid.EventID(ev.EventID()))
 }
 
 // versionOf is the version of a room as far as it is known.

@@ -18,7 +18,7 @@ type outOfBand struct {
 	membership Membership
 	sender     mxid.UserID       // of the member event
 	stripped   []json.RawMessage // for invites and knocks
-	event      json.RawMessage   // the member event, for declining
+	event      json.RawMessage   // the member event, if there is one
 }
 
 // setOutOfBand records it, at a stream position of its own, and wakes the
@@ -34,7 +34,7 @@ func (w *work) setOutOfBand(o outOfBand) error {
 	}
 	key := keyStripped(uid, w.h.rid)
 	var sealed []byte
-	if o.membership == Invite || o.membership == Knock {
+	if o.membership == Invite || o.membership == Knock || o.event != nil {
 		b, err := json.Marshal(strippedRow{Sender: o.sender, Stripped: o.stripped, Event: o.event})
 		if err != nil {
 			return fmt.Errorf("room: encode stripped state: %w", err)

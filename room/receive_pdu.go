@@ -144,7 +144,7 @@ func (s *Service) receiveOutside(ctx context.Context, h *hot, origin mxid.Server
 	if err := s.verifyOne(ctx, f); err != nil {
 		return err
 	}
-	return s.setOutOfBand(ctx, h, outOfBand{user: user, membership: m, sender: f.Sender})
+	return s.setOutOfBand(ctx, h, outOfBand{user: user, membership: m, sender: f.Sender, event: f.JSON})
 }
 
 // mayEnd reports whether somebody may end an invite or knock of a room whose

@@ -198,12 +198,15 @@ func (s *Service) Invitation(ctx context.Context, user mxid.UserID, rid intern.R
 // room has none.
 func (s *Service) OwnMemberEvent(ctx context.Context, user mxid.UserID, rid intern.RID) (*Event, error) {
 	u, err := s.userRoom(ctx, rid, user)
-	if err != nil || u.n == 0 {
+	if err != nil || u.n == 0 && !(u.stripped && u.membership == Leave) {
 		return nil, err
 	}
 	h, err := s.room(ctx, rid)
 	if err != nil {
 		return nil, err
+	}
+	if u.n == 0 {
+		return s.leftOutside(ctx, h, user, u)
 	}
 	evs, err := s.presentEvents(ctx, h, []Num{u.n})
 	if err != nil || len(evs) == 0 {
