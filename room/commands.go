@@ -57,7 +57,7 @@ func (s *Service) Send(ctx context.Context, p SendParams) (mxid.EventID, error) 
 		return "", err
 	}
 	if p.Type == typeCreate {
-		return "", httpx.Forbidden("A room has one create event")
+		return "", httpx.InvalidParam("A room has one create event")
 	}
 	h, err := s.ourRoom(ctx, p.Room)
 	if err != nil {
@@ -95,6 +95,28 @@ func (s *Service) checkState(ctx context.Context, h *hot, p SendParams) error {
 		return s.checkCanonicalAlias(ctx, h, p.Content)
 	case typeServerACL:
 		return s.checkACL(p.Content)
+	case typePowerLevels:
+		return s.checkPowers(ctx, h, p.Content)
+	}
+	return nil
+}
+
+// checkPowers refuses power levels that name a creator who has infinite power.
+// The auth rules refuse them too; the client hears what is wrong.
+// spec: room version 12, "Authorisation rules"
+func (s *Service) checkPowers(ctx context.Context, h *hot, content json.RawMessage) error {
+	if !h.impl.PrivilegedCreators() {
+		return nil
+	}
+	create, err := s.CurrentState(ctx, h.rid, typeCreate, "")
+	if err != nil || create == nil {
+		return err
+	}
+	users := gjson.GetBytes(content, "users").Map()
+	for _, id := range creatorsOf(h, create) {
+		if _, named := users[id]; named {
+			return httpx.BadJSON("Power levels can't name a creator of the room")
+		}
 	}
 	return nil
 }

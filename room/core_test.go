@@ -187,7 +187,9 @@ func TestSendRefused(t *testing.T) {
 		{SendParams{Content: big}, "M_TOO_LARGE"},
 		{SendParams{Content: json.RawMessage(`{"a":1e400}`)}, "M_BAD_JSON"},
 		{SendParams{Content: json.RawMessage(strings.Repeat(`{"a":`, 200) + "1" + strings.Repeat("}", 200))}, "M_BAD_JSON"},
-		{SendParams{Type: typeCreate, StateKey: new(string)}, "M_FORBIDDEN"},
+		{SendParams{Type: typeCreate, StateKey: new(string)}, "M_INVALID_PARAM"},
+		{SendParams{Type: typePowerLevels, StateKey: new(string), Content: json.RawMessage(`{"users":{"@alice:a.example":100}}`)}, "M_BAD_JSON"},
+		{SendParams{Type: typePowerLevels, StateKey: new(string), Content: json.RawMessage(`{"users":{"@bob:a.example":9007199254740992}}`)}, "M_BAD_JSON"},
 		{SendParams{Type: typeRedaction}, "M_INVALID_PARAM"},
 	} {
 		p := c.p

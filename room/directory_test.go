@@ -132,6 +132,9 @@ func TestUpgrade(t *testing.T) {
 		if gjson.Get(create, "predecessor.room_id").Str != string(room) || gjson.Get(create, "room_version").Str != c[1] {
 			t.Fatalf("%v: create event %s", c, create)
 		}
+		if had := gjson.Get(create, "predecessor.event_id").Exists(); had != (c[1] != "12") {
+			t.Errorf("%v: create event %s", c, create)
+		}
 		for typ, want := range map[string]string{typeName: `{"name":"N"}`, typeEncryption: `{"algorithm":"m.megolm.v1.aes-sha2"}`, typeJoinRules: `{"join_rule":"public"}`} {
 			if got := r.current(next, typ, ""); got != want {
 				t.Errorf("%v: %s is %s", c, typ, got)

@@ -193,7 +193,15 @@ func successorParams(old *source, user mxid.UserID, version string, extra []mxid
 		}
 		return true
 	})
-	p.CreationContent["predecessor"] = object(map[string]json.RawMessage{"room_id": quote(string(old.h.id)), "event_id": quote(string(old.last))})
+	impl, err := roomVersion(version)
+	if err != nil {
+		return p, err
+	}
+	predecessor := map[string]json.RawMessage{"room_id": quote(string(old.h.id))}
+	if !impl.PrivilegedCreators() { // of no use since the room ID can't be forged
+		predecessor["event_id"] = quote(string(old.last))
+	}
+	p.CreationContent["predecessor"] = object(predecessor)
 	if len(extra) > 0 {
 		ids, err := json.Marshal(extra)
 		if err != nil {
@@ -206,9 +214,8 @@ func successorParams(old *source, user mxid.UserID, version string, extra []mxid
 			p.InitialState = append(p.InitialState, StateInput{typ, "", ev.Content()})
 		}
 	}
-	impl, err := roomVersion(version)
-	if err != nil || impl.PrivilegedCreators() {
-		return p, err
+	if impl.PrivilegedCreators() {
+		return p, nil
 	}
 	users, err := json.Marshal(map[mxid.UserID]int64{user: max(highestLevel(old.state[typePowerLevels]), ownerLevel)})
 	p.PowerOverride = object(map[string]json.RawMessage{"users": users})
@@ -254,7 +261,7 @@ func successorPowers(old *source, p CreateParams) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	makers := creatorsOf(old)
+	makers := creatorsOf(old.h, old.state[typeCreate])
 	if impl.PrivilegedCreators() {
 		extra, err := extraCreators(p)
 		if err != nil {
@@ -280,11 +287,10 @@ func successorPowers(old *source, p CreateParams) (json.RawMessage, error) {
 
 // creatorsOf are the creators of a room of version 12 and later, nil for
 // earlier ones.
-func creatorsOf(old *source) []string {
-	if !old.h.impl.PrivilegedCreators() {
+func creatorsOf(h *hot, create *Event) []string {
+	if !h.impl.PrivilegedCreators() {
 		return nil
 	}
-	create := old.state[typeCreate]
 	ids := []string{string(create.Sender)}
 	for _, id := range gjson.GetBytes(create.JSON, "content.additional_creators").Array() {
 		ids = append(ids, id.Str)
