@@ -6,6 +6,13 @@
 // changes is written in one storage transaction: the event once, its indexes,
 // timeline, state tree, membership, relations, client transaction ID, counts,
 // and the outgoing federation row. A client is answered after the fsync.
+// Readers never wait for a room's goroutine: they use its last committed
+// snapshot and rows.
+//
+// Rows are listed in records.go, and by receipts.go, counts.go, aliases.go,
+// directory.go and intake.go for what those files keep. Events are sealed with
+// a key for each room and week; who sent what stands in keys and meta rows as
+// numbers of storage/intern only.
 //
 // spec: client-server API "Events", "Rooms"; server-server API "PDUs",
 // "Room State Resolution"; room versions 1 to 12.

@@ -102,16 +102,20 @@ func TestCreatePresets(t *testing.T) {
 		rule, guests string
 	}{
 		{CreateParams{}, "invite", "can_join"},
-		{CreateParams{Public: true}, "public", "forbidden"},
+		{CreateParams{Public: true}, "public", ""},
 		{CreateParams{Preset: "trusted_private_chat", Invite: []mxid.UserID{bob}}, "invite", "can_join"},
-		{CreateParams{Preset: "public_chat", InitialState: []StateInput{{typeJoinRules, "", json.RawMessage(`{"join_rule":"knock"}`)}}}, "knock", "forbidden"},
+		{CreateParams{Preset: "public_chat", InitialState: []StateInput{{typeJoinRules, "", json.RawMessage(`{"join_rule":"knock"}`)}}}, "knock", ""},
 	} {
 		r := newRig(t)
 		room := r.create(c.p)
 		if got := r.current(room, typeJoinRules, ""); got != `{"join_rule":"`+c.rule+`"}` {
 			t.Errorf("%+v: join rules %s", c.p.Preset, got)
 		}
-		if got := r.current(room, typeGuestAccess, ""); got != `{"guest_access":"`+c.guests+`"}` {
+		want := `{"guest_access":"` + c.guests + `"}`
+		if c.guests == "" {
+			want = ""
+		}
+		if got := r.current(room, typeGuestAccess, ""); got != want {
 			t.Errorf("%+v: guest access %s", c.p.Preset, got)
 		}
 		public, err := r.s.Visibility(r.ctx, room)
@@ -370,6 +374,12 @@ func TestMembershipCommands(t *testing.T) {
 	r.ok(r.s.Leave(r.ctx, p(bob, "")))
 	if got := len(r.timeline(room)); got != n+1 {
 		t.Fatalf("%d events more", got-n)
+	}
+	empty := r.create(CreateParams{Invite: []mxid.UserID{bob}})
+	r.ok(r.s.Leave(r.ctx, MembershipParams{Room: empty, Sender: alice}))
+	r.ok(r.s.Leave(r.ctx, MembershipParams{Room: empty, Sender: bob}))
+	if m := r.membership(empty, bob); m != Leave {
+		t.Fatalf("bob is %v in the empty room", m)
 	}
 	r.refused(r.join(room, bob), "M_FORBIDDEN")
 	_, err := r.s.State(r.ctx, room, bob)

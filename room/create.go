@@ -159,7 +159,8 @@ func (s *Service) createDrafts(p CreateParams, alias mxid.RoomAlias) ([]draft, e
 	return drafts, nil
 }
 
-// presetState is what the preset sets and initial_state doesn't.
+// presetState is what the preset sets and initial_state doesn't. Guest access
+// that is forbidden isn't said: that is what its absence means.
 func presetState(p CreateParams) []StateInput {
 	ps := presets[p.Preset]
 	var out []StateInput
@@ -169,7 +170,7 @@ func presetState(p CreateParams) []StateInput {
 		{typeGuestAccess, "guest_access", ps.guests},
 	} {
 		given := slices.ContainsFunc(p.InitialState, func(i StateInput) bool { return i.Type == st.typ && i.StateKey == "" })
-		if !given {
+		if !given && st.value != "forbidden" {
 			out = append(out, StateInput{st.typ, "", object(map[string]json.RawMessage{st.field: quote(st.value)})})
 		}
 	}

@@ -366,9 +366,12 @@ func (s *Service) Leave(ctx context.Context, p MembershipParams) error {
 	case Ban:
 		return httpx.Forbidden("You are banned from this room")
 	}
-	if inRoom, err := s.InRoom(ctx, p.Room); err != nil {
+	_, sn, err := s.snapshotOf(ctx, rid)
+	if err != nil {
 		return err
-	} else if u.stripped || !inRoom {
+	}
+	// A room that everybody has left is as much ours as anybody's.
+	if ours := len(sn.local) > 0 || len(sn.servers) == 0; u.stripped || !ours {
 		return s.leaveRemote(ctx, p)
 	}
 	return s.onRoom(ctx, rid, func(w *work) error {
