@@ -67,14 +67,16 @@ func (c *Client) DownloadThumbnail(ctx context.Context, to mxid.ServerName, medi
 	return c.mediaV3(ctx, to, path("/_matrix/media/v3/thumbnail", string(to), mediaID), query, maxBytes)
 }
 
-// noEndpoint tells a server without an endpoint from one without the file.
+// noEndpoint tells a server without an endpoint from one without the file. An
+// answer without a Matrix error comes from something that isn't the endpoint.
 func noEndpoint(err error) bool {
 	var re *RemoteError
 	if !errors.As(err, &re) {
 		return false
 	}
 	missing := re.Status == http.StatusNotFound || re.Status == http.StatusMethodNotAllowed || re.Status == http.StatusBadRequest
-	return missing && (re.Code == "M_UNRECOGNIZED" || re.Code == "M_UNKNOWN" && re.Status != http.StatusBadRequest)
+	noMatrix := re.Code == "M_UNKNOWN" && (re.Status != http.StatusBadRequest || re.Message == "")
+	return missing && (re.Code == "M_UNRECOGNIZED" || noMatrix)
 }
 
 // mediaV3 fetches from the endpoint that all servers had before 2024. It must
