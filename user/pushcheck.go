@@ -37,7 +37,8 @@ func checkRule(kind string, r *pushRule) error {
 	return nil
 }
 
-// checkActions drops the historical actions, which mean nothing.
+// checkActions keeps the historical actions dont_notify and coalesce, which
+// mean nothing, for the clients that set them and look for them.
 // spec: client-server API, "Historical Actions"
 func checkActions(in []json.RawMessage) ([]json.RawMessage, error) {
 	if len(in) > maxPushActions {
@@ -51,9 +52,6 @@ func checkActions(in []json.RawMessage) ([]json.RawMessage, error) {
 		}
 		switch action[0] {
 		case '"':
-			if s := string(action); s == `"dont_notify"` || s == `"coalesce"` {
-				continue
-			}
 		case '{':
 			var tweak struct {
 				SetTweak *string `json:"set_tweak"`
