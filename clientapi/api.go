@@ -16,6 +16,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 
 	"github.com/labstack/echo/v4"
@@ -112,6 +113,9 @@ func (a *API) Register(e *echo.Echo) {
 	Setup(e, a.cfg.Log, a.cfg.Settings.TrustedProxies)
 	for _, rt := range routes() {
 		e.Add(rt.method, rt.path, a.wrap(rt))
+		if rest, ok := strings.CutPrefix(rt.path, v3+"/"); ok {
+			e.Add(rt.method, r0+"/"+rest, a.wrap(rt)) // the name until v1.1
+		}
 	}
 }
 

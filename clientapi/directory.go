@@ -3,6 +3,7 @@ package clientapi
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 
 	"parley/internal/httpx"
 	"parley/internal/mxid"
@@ -102,7 +103,65 @@ func (a *API) deleteAlias(r *request) (any, error) {
 	if al.Server() != a.cfg.ServerName {
 		return nil, httpx.NotFound("Room alias not found")
 	}
-	return nil, a.rooms.DeleteAlias(r.ctx, al, r.User)
+	id, _, err := a.rooms.ResolveAlias(r.ctx, al)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.rooms.DeleteAlias(r.ctx, al, r.User); err != nil {
+		return nil, err
+	}
+	a.dropCanonical(r, id, al)
+	return nil, nil
+}
+
+// dropCanonical takes a deleted alias out of the room's canonical aliases, if
+// the user may; if not, that is no reason to keep the alias.
+// spec: "DELETE /directory/room/{roomAlias}"
+func (a *API) dropCanonical(r *request, id mxid.RoomID, al mxid.RoomAlias) {
+	ev, err := a.rooms.StateEvent(r.ctx, id, r.User, "m.room.canonical_alias", "")
+	if err != nil {
+		return
+	}
+	old, err := content(ev)
+	if err != nil {
+		return
+	}
+	fresh, changed := withoutAlias(old, al)
+	if !changed {
+		return
+	}
+	key := ""
+	p := room.SendParams{Room: id, Sender: r.User, Type: ev.Type, StateKey: &key, Content: fresh}
+	if _, err := a.rooms.Send(r.ctx, p); err != nil {
+		a.log.Debug("a deleted alias stays in the room's state", "error", err)
+	}
+}
+
+// withoutAlias is the content of m.room.canonical_alias without an alias.
+func withoutAlias(raw json.RawMessage, al mxid.RoomAlias) (fresh json.RawMessage, changed bool) {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(raw, &m) != nil {
+		return nil, false
+	}
+	if s := text(m["alias"]); s != nil && *s == string(al) {
+		delete(m, "alias")
+		changed = true
+	}
+	var alts, kept []string
+	if json.Unmarshal(m["alt_aliases"], &alts) == nil && slices.Contains(alts, string(al)) {
+		changed = true
+		for _, alt := range alts {
+			if alt != string(al) {
+				kept = append(kept, alt)
+			}
+		}
+		delete(m, "alt_aliases")
+		if list, err := json.Marshal(kept); err == nil && len(kept) > 0 {
+			m["alt_aliases"] = list
+		}
+	}
+	fresh, err := json.Marshal(m)
+	return fresh, changed && err == nil
 }
 
 // aliases is GET /rooms/{roomId}/aliases.

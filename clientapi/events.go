@@ -391,7 +391,7 @@ func (a *API) messagesParams(r *request) (p room.MessagesParams, err error) {
 	if p.Ignored, err = a.ignored(r); err != nil {
 		return p, err
 	}
-	if p.Backwards, err = r.queryDir(""); err != nil {
+	if p.Backwards, err = r.queryDir("f"); err != nil { // dir was optional once
 		return p, err
 	}
 	if p.From, err = parseToken(r.query("from")); err != nil {

@@ -3,6 +3,7 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,10 +19,9 @@ const maxReason = 4096
 
 // membershipRequest is the body of every membership endpoint.
 type membershipRequest struct {
-	UserID     string          `json:"user_id"`
-	Reason     string          `json:"reason"`
-	Medium     json.RawMessage `json:"medium"`             // invite by third-party ID
-	ThirdParty json.RawMessage `json:"third_party_signed"` // join
+	UserID string          `json:"user_id"`
+	Reason string          `json:"reason"`
+	Medium json.RawMessage `json:"medium"` // invite by third-party ID
 }
 
 func (r *request) membership() (q membershipRequest, err error) {
@@ -45,7 +45,11 @@ func (a *API) knock(r *request) (any, error) {
 }
 
 func (a *API) enter(r *request, how func(context.Context, room.MembershipParams) error) (any, error) {
-	q, err := r.membership()
+	var body map[string]json.RawMessage
+	if err := r.decode(&body); err != nil {
+		return nil, err
+	}
+	q, err := enterRequest(body)
 	if err != nil {
 		return nil, err
 	}
@@ -57,11 +61,29 @@ func (a *API) enter(r *request, how func(context.Context, room.MembershipParams)
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(content, body)
 	p := room.MembershipParams{Room: id, Sender: r.User, Target: r.User, Reason: q.Reason, Content: content, Via: via}
 	if err := how(r.ctx, p); err != nil {
 		return nil, err
 	}
 	return map[string]string{"room_id": string(id)}, nil
+}
+
+// enterRequest takes what the specification knows out of the body of a join or
+// knock. The rest becomes part of the member event, as clients expect.
+func enterRequest(body map[string]json.RawMessage) (q membershipRequest, err error) {
+	if raw, ok := body["reason"]; ok {
+		if err := json.Unmarshal(raw, &q.Reason); err != nil {
+			return q, httpx.BadJSON("reason must be a string")
+		}
+	}
+	if len(q.Reason) > maxReason {
+		return q, httpx.InvalidParam("The reason is too long")
+	}
+	for _, name := range []string{"reason", "third_party_signed", "membership"} {
+		delete(body, name)
+	}
+	return q, nil
 }
 
 // roomOrAlias reads {roomId} or {roomIdOrAlias} and the servers to go through.

@@ -75,6 +75,12 @@ func TestMembership(t *testing.T) {
 		t.Errorf("join %s", a.Raw)
 	}
 	alice.post(rp(room, "/invite"), obj{"user_id": bob.ID}).fails(403, "M_FORBIDDEN")
+	carol.post(p(v3+"/join/%s", alice.createRoom(obj{"preset": "public_chat"})), obj{"reason": 5}).fails(400, "M_BAD_JSON")
+	open := alice.createRoom(obj{"preset": "public_chat"})
+	carol.post(p(v3+"/join/%s", open), obj{"reason": "hi", "foo": "bar", "membership": "ban", "displayname": "C"}).ok()
+	if m := alice.get(rp(open, "/state/m.room.member/%s", carol.ID)).ok(); m.str("foo") != "bar" || m.str("membership") != "join" || m.str("reason") != "hi" || m.str("displayname") != "C" {
+		t.Errorf("a join with content of its own: %s", m.Raw)
+	}
 	if l := bob.get(v3 + "/joined_rooms").ok().list("joined_rooms"); len(l) != 1 || l[0] != room {
 		t.Errorf("joined_rooms %v", l)
 	}
@@ -203,7 +209,7 @@ func TestStateEndpoints(t *testing.T) {
 	}
 	alice.put(rp(room, "/state/m.room.canonical_alias"), obj{"alias": "#none:example.org"}).fails(400, "M_BAD_ALIAS")
 	alice.put(rp(room, "/state/m.room.canonical_alias"), obj{"alias": "nonsense"}).fails(400, "M_INVALID_PARAM")
-	alice.put(rp(room, "/state/m.room.create"), obj{}).fails(403, "M_FORBIDDEN")
+	alice.put(rp(room, "/state/m.room.create"), obj{}).fails(400, "M_INVALID_PARAM")
 	// Members can be changed as state, too.
 	alice.put(rp(room, "/state/m.room.member/%s", bob.ID), obj{"membership": "invite"}).ok()
 	if m := alice.get(rp(room, "/state/m.room.member/%s", bob.ID)).ok(); m.str("membership") != "invite" {
@@ -280,7 +286,9 @@ func TestMessages(t *testing.T) {
 	if len(f.list("chunk")) != 5 || !hasType(f.list("state"), "m.room.member") {
 		t.Errorf("filtered %s", f.Raw)
 	}
-	alice.get(rp(room, "/messages")).fails(400, "M_MISSING_PARAM")
+	if plain := alice.get(rp(room, "/messages") + "?limit=1").ok(); !hasType(plain.list("chunk"), "m.room.create") {
+		t.Errorf("without a direction: %s", plain.Raw)
+	}
 	for _, q := range []string{"dir=x", "dir=b&from=x", "dir=b&to=x", "dir=b&limit=x", "dir=b&limit=-1"} {
 		alice.get(rp(room, "/messages")+"?"+q).fails(400, "M_INVALID_PARAM")
 	}
@@ -418,7 +426,17 @@ func TestDirectory(t *testing.T) {
 	bob.get(rp(room, "/aliases")).fails(403, "M_FORBIDDEN")
 	bob.join("#garden/é:example.org")
 	bob.del(path).fails(403, "M_FORBIDDEN")
+	other := p(v3+"/directory/room/%s", "#other:example.org")
+	alice.put(other, obj{"room_id": room}).ok()
+	alice.put(rp(room, "/state/m.room.canonical_alias"), obj{"alias": "#garden/é:example.org", "alt_aliases": []string{"#other:example.org"}}).ok()
 	alice.del(path).ok()
+	if a := alice.get(rp(room, "/state/m.room.canonical_alias")).ok(); a.Body["alias"] != nil || len(a.list("alt_aliases")) != 1 {
+		t.Errorf("the canonical alias is still there: %s", a.Raw)
+	}
+	alice.del(other).ok()
+	if a := alice.get(rp(room, "/state/m.room.canonical_alias")).ok(); len(a.Body) != 0 {
+		t.Errorf("an alternative alias is still there: %s", a.Raw)
+	}
 	alice.del(path).fails(404, "M_NOT_FOUND")
 	alice.put(path, obj{}).fails(400, "M_MISSING_PARAM")
 	alice.put(path, obj{"room_id": "x"}).fails(400, "M_INVALID_PARAM")
@@ -436,19 +454,19 @@ func TestDirectory(t *testing.T) {
 		t.Errorf("visibility %s", a.Raw)
 	}
 	s.send("GET", p(v3+"/directory/list/room/%s", "!none:example.org"), "", nil).fails(404, "M_NOT_FOUND")
-	other := alice.createRoom(obj{"preset": "public_chat", "visibility": "public", "name": "Space", "creation_content": obj{"type": "m.space"}})
+	space := alice.createRoom(obj{"preset": "public_chat", "visibility": "public", "name": "Space", "creation_content": obj{"type": "m.space"}})
 	a := s.send("GET", v3+"/publicRooms", "", nil).ok()
 	if len(a.list("chunk")) != 2 || a.str("chunk", 0, "room_id") != room || a.at("chunk", 0, "num_joined_members") != 2.0 || a.at("total_room_count_estimate") != 2.0 {
 		t.Errorf("publicRooms %s", a.Raw)
 	}
 	one := s.send("GET", v3+"/publicRooms?limit=1", "", nil).ok()
-	if next := s.send("GET", v3+"/publicRooms?limit=1&since="+one.str("next_batch"), "", nil).ok(); next.str("chunk", 0, "room_id") != other {
+	if next := s.send("GET", v3+"/publicRooms?limit=1&since="+one.str("next_batch"), "", nil).ok(); next.str("chunk", 0, "room_id") != space {
 		t.Errorf("second page %s", next.Raw)
 	}
 	if a := alice.post(v3+"/publicRooms", obj{"filter": obj{"generic_search_term": "gard"}}).ok(); len(a.list("chunk")) != 1 || a.str("chunk", 0, "room_id") != room {
 		t.Errorf("search %s", a.Raw)
 	}
-	if a := alice.post(v3+"/publicRooms", obj{"filter": obj{"room_types": []any{"m.space"}}}).ok(); len(a.list("chunk")) != 1 || a.str("chunk", 0, "room_id") != other {
+	if a := alice.post(v3+"/publicRooms", obj{"filter": obj{"room_types": []any{"m.space"}}}).ok(); len(a.list("chunk")) != 1 || a.str("chunk", 0, "room_id") != space {
 		t.Errorf("spaces %s", a.Raw)
 	}
 	alice.post(v3+"/publicRooms", obj{"limit": -1}).fails(400, "M_INVALID_PARAM")

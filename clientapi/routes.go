@@ -47,6 +47,7 @@ const (
 	del  = http.MethodDelete
 
 	c0 = "/_matrix/client"
+	r0 = c0 + "/r0"
 	v1 = c0 + "/v1"
 	v3 = c0 + "/v3"
 )

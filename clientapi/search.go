@@ -285,7 +285,7 @@ func (a *API) searchAnswer(r *request, s *eventSearch, hits []hit, offset int) (
 		results = append(results, x)
 	}
 	out := map[string]any{"count": len(hits), "results": results, "highlights": s.highlights()}
-	if offset+len(page) < len(hits) {
+	if len(page) > 0 { // the page after the last is empty
 		out["next_batch"] = searchToken(offset + len(page))
 	}
 	if s.IncludeState {

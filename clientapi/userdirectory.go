@@ -70,7 +70,8 @@ type person struct {
 	rid intern.RID
 }
 
-// knownPeople lists whom the user may find, in a stable order.
+// knownPeople lists whom the user may find, without the user, in a stable
+// order.
 func (a *API) knownPeople(r *request) ([]person, error) {
 	rids, err := a.directoryRooms(r)
 	if err != nil {
@@ -84,7 +85,7 @@ func (a *API) knownPeople(r *request) ([]person, error) {
 			return nil, err
 		}
 		for _, u := range members {
-			if !seen[u] && len(people) < maxDirectoryUsers {
+			if u != r.User && !seen[u] && len(people) < maxDirectoryUsers {
 				seen[u] = true
 				people = append(people, person{u, rid})
 			}
