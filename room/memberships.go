@@ -285,7 +285,16 @@ func (s *Service) meetsConditions(ctx context.Context, rules *Event, user mxid.U
 		if allow.Get("type").Str != "m.room_membership" {
 			continue
 		}
-		m, err := s.Membership(ctx, mxid.RoomID(allow.Get("room_id").Str), user)
+		// A room that this server has left may have changed since.
+		id := mxid.RoomID(allow.Get("room_id").Str)
+		in, err := s.InRoom(ctx, id)
+		if err != nil {
+			return false, err
+		}
+		if !in {
+			continue
+		}
+		m, err := s.Membership(ctx, id, user)
 		if err != nil {
 			return false, err
 		}
