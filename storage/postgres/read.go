@@ -3,9 +3,11 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"errors"
 	"iter"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"parley/storage"
 )
@@ -16,34 +18,61 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// broken reports whether a read failed because its connection had died, as all
+// of a pool do when the server restarts, rather than because the server can't
+// be reached or has refused it.
+func broken(err error) bool {
+	var pg *pgconn.PgError
+	var connect *pgconn.ConnectError
+	switch {
+	case err == nil, errors.Is(err, pgx.ErrNoRows), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &connect):
+		return false
+	case errors.As(err, &pg):
+		return lostInFlight(pg)
+	}
+	return true
+}
+
+// again runs a read once more for every connection of a pool that may be dead.
+func again(conns int, read func() error) (err error) {
+	for range conns + 1 {
+		if err = read(); !broken(err) {
+			return err
+		}
+	}
+	return err
+}
+
 // Get returns storage.ErrNotFound when the key is absent.
-func (e *Engine) Get(ctx context.Context, key []byte) ([]byte, error) {
+func (e *Engine) Get(ctx context.Context, key []byte) (v []byte, err error) {
 	if e.closed.Load() {
 		return nil, storage.ErrClosed
 	}
-	return e.get(ctx, e.reads, key)
+	err = again(readConns, func() (err error) { v, err = get(ctx, e.reads, key); return err })
+	return v, e.wrap("get", err)
 }
 
-func (e *Engine) get(ctx context.Context, q querier, key []byte) (v []byte, err error) {
+func get(ctx context.Context, q querier, key []byte) (v []byte, err error) {
 	err = q.QueryRow(ctx, `SELECT v FROM kv WHERE k = $1`, some(key)).Scan(&v)
 	if err != nil {
-		return nil, e.wrap("get", err)
+		return nil, err
 	}
 	return some(v), nil
 }
 
 // MultiGet returns one value per key, nil where absent.
-func (e *Engine) MultiGet(ctx context.Context, keys [][]byte) ([][]byte, error) {
+func (e *Engine) MultiGet(ctx context.Context, keys [][]byte) (vs [][]byte, err error) {
 	if e.closed.Load() {
 		return nil, storage.ErrClosed
 	}
-	return e.multiGet(ctx, e.reads, keys)
+	err = again(readConns, func() (err error) { vs, err = multiGet(ctx, e.reads, keys); return err })
+	return vs, e.wrap("get", err)
 }
 
-func (e *Engine) multiGet(ctx context.Context, q querier, keys [][]byte) ([][]byte, error) {
+func multiGet(ctx context.Context, q querier, keys [][]byte) ([][]byte, error) {
 	rows, err := q.Query(ctx, `SELECT k, v FROM kv WHERE k = ANY($1::bytea[])`, list(keys))
 	if err != nil {
-		return nil, e.wrap("get", err)
+		return nil, err
 	}
 	found := map[string][]byte{}
 	var k, v []byte
@@ -52,7 +81,7 @@ func (e *Engine) multiGet(ctx context.Context, q querier, keys [][]byte) ([][]by
 		return nil
 	})
 	if err != nil {
-		return nil, e.wrap("get", err)
+		return nil, err
 	}
 	out := make([][]byte, len(keys))
 	for i, key := range keys {
@@ -92,13 +121,25 @@ func (e *Engine) Scan(ctx context.Context, r storage.Range, reverse bool, limit 
 			return
 		}
 		sql, args := scanSQL(r, reverse)
-		rows, err := e.long.Query(ctx, sql, append([]any{limitArg(limit)}, args...)...)
+		args = append([]any{limitArg(limit)}, args...)
+		var rows pgx.Rows
+		var page []storage.Pair
+		var more bool
+		err := again(longConns, func() (err error) {
+			if rows, err = e.long.Query(ctx, sql, args...); err != nil {
+				return err
+			}
+			if page, more, err = readPage(rows); err != nil {
+				rows.Close()
+			}
+			return err
+		})
 		if err != nil {
 			yield(storage.Pair{}, e.wrap("scan", err))
 			return
 		}
 		defer rows.Close()
-		e.stream(ctx, rows, yield)
+		e.stream(ctx, rows, page, more, yield)
 	}
 }
 
@@ -109,10 +150,10 @@ func limitArg(limit int) any {
 	return limit
 }
 
-// stream hands out rows, reading some ahead.
-func (e *Engine) stream(ctx context.Context, rows pgx.Rows, yield func(storage.Pair, error) bool) {
+// stream hands out the first page and the rest.
+func (e *Engine) stream(ctx context.Context, rows pgx.Rows, page []storage.Pair, more bool, yield func(storage.Pair, error) bool) {
+	var err error
 	for {
-		page, more, err := readPage(rows)
 		for _, p := range page {
 			if !yield(p, nil) {
 				return
@@ -128,6 +169,7 @@ func (e *Engine) stream(ctx context.Context, rows pgx.Rows, yield func(storage.P
 		if !more {
 			return
 		}
+		page, more, err = readPage(rows)
 	}
 }
 
@@ -152,15 +194,22 @@ func (e *Engine) View(ctx context.Context, f func(storage.Reader) error) error {
 	if e.closed.Load() {
 		return storage.ErrClosed
 	}
-	tx, err := e.long.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	var tx pgx.Tx
+	err := again(longConns, func() (err error) {
+		tx, err = e.long.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+		if err != nil {
+			return err
+		}
+		// The moment is that of the first statement: let it be now.
+		if _, err = tx.Exec(ctx, `SELECT 1`); err != nil {
+			_ = tx.Rollback(context.WithoutCancel(ctx))
+		}
+		return err
+	})
 	if err != nil {
 		return e.wrap("view", err)
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx))
-	// The moment is that of the first statement: let it be now.
-	if _, err := tx.Exec(ctx, `SELECT 1`); err != nil {
-		return e.wrap("view", err)
-	}
 	return f(&view{e, tx})
 }
 
@@ -170,10 +219,14 @@ type view struct {
 	tx pgx.Tx
 }
 
-func (v *view) Get(ctx context.Context, key []byte) ([]byte, error) { return v.e.get(ctx, v.tx, key) }
+func (v *view) Get(ctx context.Context, key []byte) ([]byte, error) {
+	value, err := get(ctx, v.tx, key)
+	return value, v.e.wrap("get", err)
+}
 
 func (v *view) MultiGet(ctx context.Context, keys [][]byte) ([][]byte, error) {
-	return v.e.multiGet(ctx, v.tx, keys)
+	vs, err := multiGet(ctx, v.tx, keys)
+	return vs, v.e.wrap("get", err)
 }
 
 // Scan reads whole pages, so that the caller can read in between.
