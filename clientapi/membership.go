@@ -36,7 +36,13 @@ func (r *request) membership() (q membershipRequest, err error) {
 
 // join is POST /join/{roomIdOrAlias} and POST /rooms/{roomId}/join.
 func (a *API) join(r *request) (any, error) {
-	return a.enter(r, func(ctx context.Context, p room.MembershipParams) error { return a.rooms.Join(ctx, p) })
+	return a.enter(r, func(ctx context.Context, p room.MembershipParams) error {
+		err := a.rooms.Join(ctx, p)
+		if err == nil {
+			a.carryOver(r, p.Room)
+		}
+		return err
+	})
 }
 
 // knock is POST /knock/{roomIdOrAlias}.

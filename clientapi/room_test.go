@@ -523,11 +523,30 @@ func TestUpgrade(t *testing.T) {
 	room := alice.createRoom(obj{"preset": "public_chat", "room_version": "10", "name": "Old"})
 	bob.join(room)
 	bob.post(rp(room, "/upgrade"), obj{"new_version": "12"}).fails(403, "M_FORBIDDEN")
+	bob.put(v3+"/pushrules/global/room/"+p("%s", room), obj{"actions": []string{"dont_notify"}}).ok()
+	mute := obj{"actions": []string{}, "conditions": []obj{{"kind": "event_match", "key": "room_id", "pattern": room}}}
+	alice.put(v3+"/pushrules/global/override/"+p("%s", room), mute).ok()
+	alice.put(v3+"/pushrules/global/override/"+p("%s", room)+"/enabled", obj{"enabled": false}).ok()
+	bob.put(p(v3+"/user/%s/rooms/%s/tags/u.x", bob.ID, room), obj{}).ok()
+	bob.put(p(v3+"/user/%s/account_data/m.direct", bob.ID), obj{alice.ID: []string{room}}).ok()
 	alice.post(rp(room, "/upgrade"), obj{}).fails(400, "M_MISSING_PARAM")
 	alice.post(rp(room, "/upgrade"), obj{"new_version": "99"}).fails(400, "M_UNSUPPORTED_ROOM_VERSION")
 	fresh := alice.post(rp(room, "/upgrade"), obj{"new_version": "12"}).ok().str("replacement_room")
 	if a := alice.get(rp(room, "/state/m.room.tombstone")).ok(); a.str("replacement_room") != fresh {
 		t.Errorf("tombstone %s", a.Raw)
+	}
+	bob.join(fresh)
+	if a := bob.get(v3 + "/pushrules/global/room/" + p("%s", fresh)).ok(); a.str("actions", 0) != "dont_notify" {
+		t.Errorf("bob's rule %s", a.Raw)
+	}
+	if a := alice.get(v3 + "/pushrules/global/override/" + p("%s", fresh)).ok(); a.str("conditions", 0, "pattern") != fresh || a.at("enabled") != false {
+		t.Errorf("alice's rule %s", a.Raw)
+	}
+	if a := bob.get(p(v3+"/user/%s/rooms/%s/tags", bob.ID, fresh)).ok(); a.at("tags", "u.x") == nil {
+		t.Errorf("bob's tags %s", a.Raw)
+	}
+	if a := bob.get(p(v3+"/user/%s/account_data/m.direct", bob.ID)).ok(); len(a.list(alice.ID)) != 2 {
+		t.Errorf("bob's direct chats %s", a.Raw)
 	}
 	if a := alice.get(rp(fresh, "/state/m.room.name")).ok(); a.str("name") != "Old" {
 		t.Errorf("name %s", a.Raw)

@@ -54,6 +54,9 @@ func (a *API) createRoom(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, ok := q.Creation["predecessor"]; ok {
+		a.carryOver(r, id)
+	}
 	return map[string]string{"room_id": string(id)}, nil
 }
 
@@ -178,6 +181,7 @@ func (a *API) upgradeRoom(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.carryOver(r, to)
 	return map[string]string{"replacement_room": string(to)}, nil
 }
 
