@@ -149,6 +149,11 @@ func (v *viewer) allows(ev *Event, st standing) (bool, error) {
 	case st.history == historyWorld, st.membership == Join:
 		return true, nil
 	case st.history == historyShared:
+		// An event of another branch, which doesn't know that the user has
+		// joined, may come when they have.
+		if here, err := v.at(ev.meta.current); err != nil || ev.Ord&liveBit != 0 && here.membership == Join {
+			return err == nil, err
+		}
 		last, err := v.lastJoin()
 		return err == nil && last > ev.Ord, err
 	case st.history == historyInvited && st.membership == Invite:
