@@ -47,7 +47,9 @@ func parseUpload(u mxid.UserID, d mxid.DeviceID, r UploadRequest) (up upload, er
 	}
 	if present(r.DeviceKeys) {
 		k, err := parseDeviceKeys(r.DeviceKeys, u, d)
-		if err != nil {
+		if errors.Is(err, errKeyShape) {
+			return up, httpx.BadJSON("%v", err)
+		} else if err != nil {
 			return up, keyError(err)
 		}
 		up.device = &k
