@@ -61,6 +61,9 @@ func (s *Service) Members(ctx context.Context, p MembersParams) ([]*Event, error
 // before it, else the one that they may see anyway.
 func (s *Service) earlierRoot(ctx context.Context, h *hot, user mxid.UserID, at Ord, otherwise statetree.Root) (statetree.Root, error) {
 	last, err := s.scanTimeline(ctx, h, 0, at, true, 1)
+	if err == nil && len(last) == 0 {
+		last, err = s.making(ctx, h)
+	}
 	if err != nil || len(last) == 0 {
 		return otherwise, err
 	}
@@ -72,6 +75,19 @@ func (s *Service) earlierRoot(ctx context.Context, h *hot, user mxid.UserID, at 
 		return otherwise, err
 	}
 	return last[0].meta.rootThere(), nil
+}
+
+// making is the last of the state events with which a room begins. A point
+// before all of them stands for it: clients get such a point together with a
+// timeline that reaches back to the beginning.
+func (s *Service) making(ctx context.Context, h *hot) ([]*Event, error) {
+	const most = 50
+	evs, err := s.scanTimeline(ctx, h, 0, 0, false, most)
+	n := 0
+	for n < len(evs) && evs[n].IsState() && evs[n].Sender == evs[0].Sender {
+		n++
+	}
+	return evs[max(n-1, 0):n], err
 }
 
 // stateWith lists the state events that to has and from doesn't; of member

@@ -555,6 +555,45 @@ func TestForkedState(t *testing.T) {
 	}
 }
 
+// TestWindowStopsAtGaps checks that a timeline doesn't reach over an event whose
+// parents aren't here.
+func TestWindowStopsAtGaps(t *testing.T) {
+	r := newRig(t)
+	room := r.create(CreateParams{Preset: "public_chat"})
+	base := r.receive(room, r.foreign(room, member(dave, Join), r.tip(room)))
+	r.say(room, alice, "before the gap")
+	after := r.foreign(room, draft{typ: "m.room.message", sender: dave, content: message("after the gap")}, base)
+	const prev = `"prev_events":["`
+	js := strings.Replace(string(after.JSON()), prev+string(base.ID), prev+"$neverneverneverneverneverneverneverneverneve", 1)
+	h, err := r.s.room(r.ctx, r.rid(room))
+	r.ok(err)
+	pdu, err := h.impl.NewEventFromTrustedJSON([]byte(js), false)
+	r.ok(err)
+	var got *Event
+	r.work(room, func(w *work) error {
+		got, err = w.receiveAt(pdu, base.meta.after)
+		return err
+	})
+	r.say(room, alice, "last")
+	win, err := r.s.Window(r.ctx, WindowParams{RID: r.rid(room), User: alice, To: LiveOrd(r.commit.Head()), Limit: 50})
+	r.ok(err)
+	if len(win.Events) != 2 || win.Events[0].ID != got.ID || !win.Limited || win.Start != win.Events[0].Ord-1 {
+		t.Errorf("%d events, limited %v", len(win.Events), win.Limited)
+	}
+}
+
+func TestMembersBeforeEverything(t *testing.T) {
+	r := newRig(t)
+	room := r.create(CreateParams{Preset: "public_chat"})
+	r.say(room, alice, "x")
+	r.ok(r.join(room, bob))
+	evs, err := r.s.Members(r.ctx, MembersParams{Room: room, User: alice, At: r.timeline(room)[0].Ord - 1})
+	r.ok(err)
+	if len(evs) != 1 || *evs[0].StateKey != string(alice) {
+		t.Errorf("%d members", len(evs))
+	}
+}
+
 func (r *rig) tip(room mxid.RoomID) *Event {
 	evs := r.timeline(room)
 	return evs[len(evs)-1]

@@ -92,9 +92,22 @@ func TestReceipts(t *testing.T) {
 	if got := r.receipts(room, alice, 0); len(got.Map()) != 1 || !got.Get(receiptPath(three, "m.read", bob)).Exists() {
 		t.Errorf("an old receipt stays: %s", got)
 	}
+	if n := r.rows(storage.K("rp").U32(uint32(r.rid(room)))); n != 2 { // bob's two kinds
+		t.Errorf("%d index rows", n)
+	}
 	r.refused(r.s.SetReceipt(r.ctx, room, carol, false, one, ""), "M_FORBIDDEN")
 	r.refused(r.s.SetReceipt(r.ctx, room, bob, false, "$nosuch", ""), "M_NOT_FOUND")
 	r.refused(r.s.SetReceipt(r.ctx, "!nosuch:a.example", bob, false, one, ""), "M_FORBIDDEN")
+}
+
+// rows counts the rows with a prefix.
+func (r *rig) rows(prefix storage.Key) int {
+	n := 0
+	for _, err := range r.kv.Scan(r.ctx, prefix.Prefix(), false, 0) {
+		r.ok(err)
+		n++
+	}
+	return n
 }
 
 func TestThreadedReceipts(t *testing.T) {

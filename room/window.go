@@ -8,6 +8,7 @@ import (
 
 	"parley/internal/mxid"
 	"parley/room/statetree"
+	"parley/storage"
 	"parley/storage/intern"
 )
 
@@ -31,10 +32,11 @@ type Window struct {
 }
 
 // Window finds the newest events of a stretch of timeline that the user may
-// see and the filter lets through.
+// see and the filter lets through. It doesn't reach over an event whose parents
+// aren't here: what came before that one isn't what stands before it.
 // spec: client-server API, "Syncing"
 func (s *Service) Window(ctx context.Context, p WindowParams) (Window, error) {
-	h, err := s.room(ctx, p.RID)
+	h, sn, err := s.snapshotOf(ctx, p.RID)
 	if err != nil {
 		return Window{}, err
 	}
@@ -42,6 +44,41 @@ func (s *Service) Window(ctx context.Context, p WindowParams) (Window, error) {
 	if err != nil {
 		return Window{}, err
 	}
+	w, err := s.window(ctx, v, p)
+	if err != nil || len(sn.servers) < 2 || len(w.Events) == 0 {
+		return w, err
+	}
+	gaps, err := s.gaps(ctx, p.RID)
+	if err != nil {
+		return Window{}, err
+	}
+	for i := len(w.Events) - 1; i >= 0 && len(gaps) > 0; i-- {
+		if ev := w.Events[i]; gaps[ev.Num] {
+			return Window{Events: w.Events[i:], Limited: true, Start: ev.Ord - 1}, nil
+		}
+	}
+	return w, nil
+}
+
+// maxGaps bounds the missing parents of a room that are looked at.
+const maxGaps = 256
+
+// gaps are the events of a room whose parents aren't here.
+func (s *Service) gaps(ctx context.Context, rid intern.RID) (map[Num]bool, error) {
+	var out map[Num]bool
+	for p, err := range s.cfg.KV.Scan(ctx, storage.K("xb").U32(uint32(rid)).Prefix(), false, maxGaps) {
+		if err != nil {
+			return nil, fmt.Errorf("room: read gaps: %w", err)
+		}
+		if out == nil {
+			out = map[Num]bool{}
+		}
+		out[Num(storage.ReadU32(p.Key, len(p.Key)-4))] = true
+	}
+	return out, nil
+}
+
+func (s *Service) window(ctx context.Context, v *viewer, p WindowParams) (Window, error) {
 	c := &cursor{v: v, back: true, filter: p.Filter, ignored: p.Ignored}
 	w := Window{Start: p.To}
 	at := p.To

@@ -284,13 +284,10 @@ func (b *build) sectionOf(ref room.Ref) (s section, ok bool) {
 	case room.Knock:
 		return inKnock, changed
 	case room.Leave, room.Ban:
-		if ref.Forgotten {
-			return inLeave, false
-		}
 		if b.req.Since == nil {
-			return inLeave, b.req.Filter.f.Room.IncludeLeave
+			return inLeave, b.req.Filter.f.Room.IncludeLeave && !ref.Forgotten
 		}
-		return inLeave, changed
+		return inLeave, changed // also if forgotten since: the client must hear that it is over
 	}
 	return 0, false
 }

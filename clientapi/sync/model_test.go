@@ -370,7 +370,7 @@ func (d *driver) pick() mxid.UserID { return d.users[d.rnd.IntN(len(d.users))] }
 // TestTranscripts lets clients of every kind follow random events, and checks
 // that each of them ends with what a fresh client sees, every event once.
 func TestTranscripts(t *testing.T) {
-	seeds := 12
+	seeds := 24
 	if testing.Short() {
 		seeds = 3
 	}
@@ -381,7 +381,7 @@ func TestTranscripts(t *testing.T) {
 
 func transcript(t *testing.T, seed uint64, steps int) {
 	r := newRig(t)
-	d := &driver{r: r, rnd: rand.New(rand.NewPCG(seed, 1)), users: []mxid.UserID{alice, bob, carol}, sent: map[mxid.RoomID][]mxid.EventID{}}
+	d := &driver{r: r, rnd: rand.New(rand.NewPCG(seed, 3)), users: []mxid.UserID{alice, bob, carol}, sent: map[mxid.RoomID][]mxid.EventID{}}
 	var models []*model
 	for i, u := range []mxid.UserID{alice, bob, carol, alice, bob} {
 		m := newModel(r.as(u, fmt.Sprintf("D%d", i)))

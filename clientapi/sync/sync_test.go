@@ -213,6 +213,19 @@ func TestMembershipSections(t *testing.T) {
 	}
 }
 
+func TestForgottenSince(t *testing.T) {
+	r := newRig(t)
+	id := r.create(room.CreateParams{Preset: "public_chat"})
+	r.join(id, bob)
+	b := r.as(bob, "B")
+	b.sync()
+	r.leave(id, bob)
+	must(t, r.rooms.Forget(r.ctx, id, bob))
+	if res := b.sync(); !res.Get(in("leave", id, "")).Exists() {
+		t.Fatalf("got %s", res.Raw)
+	}
+}
+
 func TestKnock(t *testing.T) {
 	r := newRig(t)
 	id := r.create(room.CreateParams{InitialState: []room.StateInput{{Type: "m.room.join_rules", Content: json.RawMessage(`{"join_rule":"knock"}`)}}})
@@ -327,6 +340,29 @@ func TestLazyMembers(t *testing.T) {
 		if !strings.Contains(members(res), h.Str) || h.Str == string(alice) {
 			t.Fatalf("hero %s, members %s", h.Str, members(res))
 		}
+	}
+}
+
+// TestLazyMembersAfterComingBack checks that what was sent before the user left
+// doesn't count once they are back.
+func TestLazyMembersAfterComingBack(t *testing.T) {
+	r := newRig(t)
+	id := r.create(room.CreateParams{Preset: "public_chat", Name: "n"})
+	r.join(id, bob)
+	r.join(id, carol)
+	b := r.as(bob, "B")
+	b.filter = `{"room":{"state":{"lazy_load_members":true},"timeline":{"limit":1}}}`
+	r.say(id, carol, "sent with her member event")
+	b.sync()
+	r.leave(id, bob)
+	b.sync()
+	name := "Other"
+	must(t, r.rooms.UpdateProfile(r.ctx, carol, &name, nil))
+	r.join(id, bob)
+	b.sync()
+	r.say(id, carol, "under another name")
+	if res := b.sync(); res.Get(in("join", id, "state.events.0.content.displayname")).Str != name {
+		t.Fatalf("got %s", res.Raw)
 	}
 }
 
