@@ -132,8 +132,8 @@ func (h *Handler) settle(ctx context.Context, user mxid.UserID, changed []mxid.U
 		return deviceLists{}, err
 	}
 	left := slices.DeleteFunc(went, func(u mxid.UserID) bool { return sharing[u] })
-	for u := range d.came {
-		if u != user && !slices.Contains(changed, u) {
+	for u := range d.came { // the user too, when they have come into a room
+		if !slices.Contains(changed, u) {
 			changed = append(changed, u)
 		}
 	}
