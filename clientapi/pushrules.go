@@ -65,10 +65,11 @@ func (r *request) ruleKind() (string, error) {
 // pushRule is GET /pushrules/global/{kind}/{ruleId}.
 func (a *API) pushRule(r *request) (any, error) { return a.lookupRule(r) }
 
+// lookupRule finds a rule; one of an unknown kind doesn't exist.
 func (a *API) lookupRule(r *request) (json.RawMessage, error) {
 	kind, err := r.ruleKind()
 	if err != nil {
-		return nil, err
+		return nil, httpx.NotFound("There is no such push rule")
 	}
 	return a.users.PushRule(r.ctx, r.User, kind, r.params["ruleId"])
 }
