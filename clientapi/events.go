@@ -372,7 +372,9 @@ func (a *API) messages(r *request) (any, error) {
 		return nil, err
 	}
 	out := map[string]any{"chunk": chunk, "start": pageToken(page.Start)}
-	if page.More {
+	// A page that has events has an end, though it may be the last: clients
+	// expect it, and learn from an empty page that there is no more.
+	if page.More || len(page.Events) > 0 {
 		out["end"] = pageToken(page.End)
 	}
 	if page.State != nil {

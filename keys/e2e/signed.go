@@ -169,9 +169,9 @@ const (
 )
 
 // parseDeviceKeys checks the keys of a device: whose they are, and that they
-// have an Ed25519 key and a signature with it. Whether the signature holds is
-// for those who use the keys to check: a server's word about it would prove
-// nothing to them.
+// have an Ed25519 key. Whether its signature is there and holds is for those
+// who use the keys to check: a server's word about it would prove nothing to
+// them.
 // spec: client-server API, "Device keys"
 func parseDeviceKeys(raw json.RawMessage, u mxid.UserID, d mxid.DeviceID) (deviceKeys, error) {
 	m, err := object(raw)
@@ -192,9 +192,6 @@ func parseDeviceKeys(raw json.RawMessage, u mxid.UserID, d mxid.DeviceID) (devic
 	ed, err := checkPublicKeys(keys, d)
 	if err != nil {
 		return deviceKeys{}, err
-	}
-	if sigs[u][edPrefix+string(d)] == "" {
-		return deviceKeys{}, errSignature
 	}
 	out, err := normal(m, u, sigs)
 	return deviceKeys{raw: out, ed: ed}, err
