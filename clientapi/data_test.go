@@ -180,7 +180,7 @@ func TestPushRules(t *testing.T) {
 	alice.put(base+"/global/content/x", obj{"actions": []string{}}).fails(400, "M_MISSING_PARAM")
 	alice.put(base+"/global/content/x?before=none", obj{"actions": []string{}, "pattern": "x"}).fails(400, "M_UNKNOWN")
 	alice.put(base+"/global/nokind/x", obj{"actions": []string{}}).fails(400, "M_INVALID_PARAM")
-	alice.get(base+"/global/nokind/x").fails(400, "M_INVALID_PARAM")
+	alice.get(base+"/global/nokind/x").fails(404, "M_NOT_FOUND")
 }
 
 func TestPushers(t *testing.T) {

@@ -533,7 +533,7 @@ func TestDeviceLists(t *testing.T) {
 		t.Errorf("alice left: %s", got)
 	}
 	r.join(id, alice)
-	if got := lists(); got != `["@bob:a.example","@carol:a.example"][]` {
+	if got := lists(); got != `["@alice:a.example","@bob:a.example","@carol:a.example"][]` {
 		t.Errorf("alice came back: %s", got)
 	}
 }
