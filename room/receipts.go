@@ -189,12 +189,36 @@ func (s *Service) receiptThread(ctx context.Context, h *hot, ev *Event, thread s
 	if err != nil {
 		return 0, err
 	}
-	// A root is in the main timeline, but reading it within its thread is
-	// allowed: clients do so when they open a thread.
-	if root == nil || threadKey(root.Num) != of && root.Num != ev.Num {
-		return 0, httpx.InvalidParam("The event is not in that thread")
+	// Being in the thread is what the specification asks for. Clients also
+	// send receipts within a thread for its root and for what relates to the
+	// root in other ways, which they show there.
+	if root == nil || threadKey(root.Num) != of {
+		near, err := s.relatesTo(ctx, h, ev, mxid.EventID(thread))
+		if err != nil || root == nil || !near {
+			return 0, firstErr(err, httpx.InvalidParam("The event is not in that thread"))
+		}
 	}
 	return threadKey(root.Num), nil
+}
+
+// relatesTo reports whether an event is another one or relates to it, directly
+// or by a few events between them.
+func (s *Service) relatesTo(ctx context.Context, h *hot, ev *Event, id mxid.EventID) (bool, error) {
+	for range maxThreadHops {
+		if ev.ID == id {
+			return true, nil
+		}
+		_, parentID, ok := ev.relation()
+		if !ok {
+			return false, nil
+		}
+		parent, err := s.lookupEvent(ctx, h, parentID)
+		if err != nil || parent == nil {
+			return false, err
+		}
+		ev = parent
+	}
+	return ev.ID == id, nil
 }
 
 // lookupEvent loads an event by ID, nil if it isn't here.
