@@ -55,3 +55,7 @@ func (s *Service) metEverybody(ctx context.Context, rid intern.RID) {
 // Start takes up the events that waited for others when the process ended.
 // Call it once, when other servers can be asked.
 func (s *Service) Start() error { return s.intake.start() }
+
+// Quiet reports that no event waits for others and no join for being told of.
+// For tests.
+func (s *Service) Quiet() bool { return s.intake.idle() && s.joins.inbox.Idle() }
