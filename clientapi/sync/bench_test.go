@@ -3,13 +3,11 @@ package sync
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sync/errgroup"
@@ -189,8 +187,3 @@ func TestIdleMemory(t *testing.T) {
 		t.Errorf("%d bytes for each waiting sync, %d goroutines", each, goroutines)
 	}
 }
-
-var (
-	_ = io.Discard
-	_ = time.Second
-)
