@@ -3,6 +3,8 @@ package federation
 import (
 	"encoding/json"
 
+	"github.com/tidwall/gjson"
+
 	"parley/internal/httpx"
 	"parley/internal/mxid"
 )
@@ -133,8 +135,25 @@ func (a *API) inviteV2(r *request) (any, error) {
 	if in.Event == nil || in.Version == "" {
 		return nil, httpx.BadJSON("event or room_version is missing")
 	}
+	if err := a.invitable(r, in.Event); err != nil {
+		return nil, err
+	}
 	signed, err := a.cfg.Rooms.HandleInvite(r.Request().Context(), r.origin, id, ev, in.Version, in.Event, in.Stripped)
 	return map[string]any{"event": signed}, err
+}
+
+// invitable refuses invites of users that this server doesn't have. What else
+// is wrong with the event, the room finds.
+func (a *API) invitable(r *request, event json.RawMessage) error {
+	user, err := mxid.ParseUserID(gjson.GetBytes(event, "state_key").Str)
+	if err != nil || user.Server() != a.cfg.ServerName {
+		return nil
+	}
+	ok, err := a.cfg.Users.Exists(r.Request().Context(), user)
+	if err == nil && !ok {
+		err = httpx.NotFound("There is no such user")
+	}
+	return err
 }
 
 // inviteV1 has the event as the whole body and the stripped state in its
@@ -150,6 +169,9 @@ func (a *API) inviteV1(r *request) (any, error) {
 		} `json:"unsigned"`
 	}
 	if err := r.decode(&in); err != nil {
+		return nil, err
+	}
+	if err := a.invitable(r, r.body); err != nil {
 		return nil, err
 	}
 	signed, err := a.cfg.Rooms.HandleInvite(r.Request().Context(), r.origin, id, ev, "1", r.body, in.Unsigned.Stripped)

@@ -13,6 +13,7 @@ import (
 
 	"parley/internal/httpx"
 	"parley/internal/mxid"
+	"parley/keys/vault"
 	"parley/storage"
 )
 
@@ -164,7 +165,8 @@ func (a *API) answered(ctx context.Context, from mxid.ServerName, txn string) (j
 	if err != nil || !known {
 		return nil, false, err
 	}
-	row, err := a.cfg.KV.Get(ctx, storage.K("ft").U32(uint32(sid)))
+	key := storage.K("ft").U32(uint32(sid))
+	row, err := a.cfg.KV.Get(ctx, key)
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil, false, nil
 	} else if err != nil {
@@ -174,7 +176,8 @@ func (a *API) answered(ctx context.Context, from mxid.ServerName, txn string) (j
 	if len(row) < 1+len(h) || row[0] != 1 || [32]byte(row[1:1+len(h)]) != h {
 		return nil, false, nil
 	}
-	return row[1+len(h):], true, nil
+	answer, err := a.cfg.Vault.Unseal(key, row[1+len(h):])
+	return answer, err == nil, err
 }
 
 func (a *API) remember(ctx context.Context, from mxid.ServerName, txn string, answer []byte) error {
@@ -183,9 +186,14 @@ func (a *API) remember(ctx context.Context, from mxid.ServerName, txn string, an
 		return err
 	}
 	h := sha256.Sum256([]byte(txn))
-	row := append(append([]byte{1}, h[:]...), answer...)
+	key := storage.K("ft").U32(uint32(sid))
+	sealed, err := a.cfg.Vault.Seal(vault.System(), key, answer) // it names events
+	if err != nil {
+		return err
+	}
+	row := append(append([]byte{1}, h[:]...), sealed...)
 	return a.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
-		tx.Put(storage.K("ft").U32(uint32(sid)), row)
+		tx.Put(key, row)
 		return nil
 	})
 }

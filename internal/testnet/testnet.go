@@ -11,8 +11,11 @@ package testnet
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -257,4 +260,18 @@ func (n *Net) scan(s *Server) {
 			}
 		}
 	}
+}
+
+// Client is an HTTP client for a server's address, which is returned with it.
+func (n *Net) Client(short string) (*http.Client, string) {
+	n.t.Helper()
+	pem, err := os.ReadFile(filepath.Join(n.dir, "ca", "ca.crt"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	s := n.srv[short]
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: short + ".test"}}},
+		fmt.Sprintf("https://127.0.0.1:%d", s.port)
 }
