@@ -232,6 +232,20 @@ func (s *Service) onRoom(ctx context.Context, rid intern.RID, do func(w *work) e
 	}
 }
 
+// ask is onRoom for work with an answer. The answer stays with the work until
+// it is done: when ctx ends early, the room's goroutine may still write it.
+func ask[T any](ctx context.Context, s *Service, rid intern.RID, do func(w *work) (T, error)) (T, error) {
+	var answer, none T
+	err := s.onRoom(ctx, rid, func(w *work) (err error) {
+		answer, err = do(w)
+		return err
+	})
+	if err != nil {
+		return none, err
+	}
+	return answer, nil
+}
+
 // put queues a job. It does so under the table's lock and only for the room
 // that stands in the table: one that was evicted may be out of date.
 func (s *Service) put(ctx context.Context, rid intern.RID, j *job) error {

@@ -77,15 +77,13 @@ func (s *Service) Send(ctx context.Context, p SendParams) (mxid.EventID, error) 
 			return "", err
 		}
 	}
-	var id mxid.EventID
-	err = s.onRoom(ctx, h.rid, func(w *work) error {
+	return ask(ctx, s, h.rid, func(w *work) (mxid.EventID, error) {
 		ev, err := w.sendOnce(d)
-		if err == nil {
-			id = ev.ID
+		if err != nil {
+			return "", err
 		}
-		return err
+		return ev.ID, nil
 	})
-	return id, err
 }
 
 // checkState refuses state that the auth rules allow and that makes no sense.
@@ -160,17 +158,16 @@ func (s *Service) sendMember(ctx context.Context, h *hot, p SendParams) (mxid.Ev
 		return "", err
 	}
 	d.ts, d.txn = p.Timestamp, p.TxnKey
-	var id mxid.EventID
-	err = s.onRoom(ctx, h.rid, func(w *work) error {
+	id, err := ask(ctx, s, h.rid, func(w *work) (mxid.EventID, error) {
 		send := w.sendOnce
 		if membership == Join && target == p.Sender {
 			send = w.sendJoin
 		}
 		ev, err := send(d)
-		if err == nil {
-			id = ev.ID
+		if err != nil {
+			return "", err
 		}
-		return err
+		return ev.ID, nil
 	})
 	if errors.Is(err, errJoinElsewhere) {
 		return "", httpx.Forbidden("You can't join this room this way")

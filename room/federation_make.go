@@ -47,15 +47,13 @@ func (s *Service) makeMember(ctx context.Context, origin mxid.ServerName, room m
 	}
 	target := string(user)
 	d := draft{typ: typeMember, stateKey: &target, sender: user, content: json.RawMessage(`{"membership":"` + m.String() + `"}`)}
-	var tpl json.RawMessage
-	err = s.onRoom(ctx, p.h.rid, func(w *work) error {
+	tpl, err := ask(ctx, s, p.h.rid, func(w *work) (_ json.RawMessage, err error) {
 		if m == Join {
 			if d.content, err = w.authoriseRemoteJoin(d); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		tpl, err = w.template(d)
-		return err
+		return w.template(d)
 	})
 	return MakeResult{Version: p.h.version, Event: tpl}, err
 }

@@ -110,11 +110,7 @@ func (s *Service) sendMemberEvent(ctx context.Context, origin mxid.ServerName, r
 	if err != nil {
 		return nil, nil, httpx.InvalidParam("The event is not valid")
 	}
-	var ev *Event
-	err = s.onRoom(ctx, p.h.rid, func(w *work) error {
-		ev, err = w.takeMember(pdu, p.sid, m)
-		return err
-	})
+	ev, err := ask(ctx, s, p.h.rid, func(w *work) (*Event, error) { return w.takeMember(pdu, p.sid, m) })
 	return p, ev, err
 }
 

@@ -156,15 +156,12 @@ func (s *Service) installState(ctx context.Context, h *hot, state []Num, join go
 	if err := s.writeMembers(ctx, h, state); err != nil {
 		return nil, err
 	}
-	var ev *Event
-	err := s.onRoom(ctx, h.rid, func(w *work) (err error) {
+	return ask(ctx, s, h.rid, func(w *work) (*Event, error) {
 		if len(w.local) > 0 {
-			return errRejoined
+			return nil, errRejoined
 		}
-		ev, err = w.install(state, join)
-		return err
+		return w.install(state, join)
 	})
-	return ev, err
 }
 
 // errRejoined means that another local user has joined meanwhile, so that the

@@ -78,12 +78,7 @@ func (s *Service) invite(ctx context.Context, p MembershipParams) (*Event, error
 	} else if blocked {
 		return nil, httpx.Err(403, "M_INVITE_BLOCKED", "That user does not take invites")
 	}
-	var ev *Event
-	err = s.onRoom(ctx, h.rid, func(w *work) error {
-		ev, err = w.sendInvite(d, p.Target)
-		return err
-	})
-	return ev, err
+	return ask(ctx, s, h.rid, func(w *work) (*Event, error) { return w.sendInvite(d, p.Target) })
 }
 
 // blocksInvites asks whether a local user takes no invites.
@@ -132,15 +127,12 @@ func (s *Service) inviteRemote(ctx context.Context, h *hot, p MembershipParams, 
 	if pdu, err = s.addSignature(ctx, h, pdu, to, answer); err != nil {
 		return nil, err
 	}
-	var ev *Event
-	err = s.onRoom(ctx, h.rid, func(w *work) error {
+	return ask(ctx, s, h.rid, func(w *work) (*Event, error) {
 		if err := w.checkAt(pdu, w.sum.root); err != nil {
-			return forbidden(err)
+			return nil, forbidden(err)
 		}
-		ev, err = w.addLive(pdu, before, FlagLocal, "")
-		return err
+		return w.addLive(pdu, before, FlagLocal, "")
 	})
-	return ev, err
 }
 
 // inviteState is what an invite tells about the room: whole events.

@@ -98,21 +98,21 @@ func (s *Service) verifyOne(ctx context.Context, f *eventform.Form) error {
 
 // tryReceive takes a verified event through the rest of the checks if all that
 // it refers to is stored; errNoState otherwise. done is staged with it.
-func (s *Service) tryReceive(ctx context.Context, h *hot, pdu gomatrixserverlib.PDU, done func(tx *storage.Tx) error) (ev *Event, err error) {
-	err = s.onRoom(ctx, h.rid, func(w *work) error {
+func (s *Service) tryReceive(ctx context.Context, h *hot, pdu gomatrixserverlib.PDU, done func(tx *storage.Tx) error) (*Event, error) {
+	return ask(ctx, s, h.rid, func(w *work) (*Event, error) {
 		auth, err := w.nums(pdu.AuthEventIDs())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if len(auth) < len(pdu.AuthEventIDs()) {
-			return errNoState
+			return nil, errNoState
 		}
-		if ev, err = w.receive(pdu); err == nil && done != nil {
+		ev, err := w.receive(pdu)
+		if err == nil && done != nil {
 			w.op(done)
 		}
-		return err
+		return ev, err
 	})
-	return ev, err
 }
 
 // receiveOutside takes an event of a room that this server isn't in. The only
