@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/tidwall/gjson"
@@ -166,24 +167,36 @@ func (s *Service) decodeEvent(h *hot, n Num, metaRow, jsonRow []byte) (*Event, e
 
 // makeEvent fills an Event from the JSON of a verified event and its meta.
 func makeEvent(h *hot, n Num, m meta, txn string, js []byte) *Event {
-	f := gjson.GetManyBytes(js, "type", "state_key", "sender", "redacts", "content.redacts", "event_id")
 	ev := &Event{
 		RID: h.rid, Room: h.id, Num: n,
-		ID:   idOf(h.version, m.hash, f[5].Str),
-		Type: f[0].Str, Sender: mxid.UserID(f[2].Str),
 		OriginTS: m.ts, Depth: m.depth, Ord: m.ord, Flags: m.flags,
 		JSON: js, RedactedBy: m.redactedBy,
 		meta: m, txn: txn, pdu: &lazyPDU{version: h.version},
 	}
-	if f[1].Exists() {
-		key := f[1].Str
-		ev.StateKey = &key
-	}
-	if ev.Type == typeRedaction {
-		ev.Redacts = mxid.EventID(f[3].Str)
-		if redactsInContent(h.version) {
-			ev.Redacts = mxid.EventID(f[4].Str)
+	// The strings are cloned so that they don't keep the copy alive that gjson
+	// reads from.
+	var id string
+	gjson.ParseBytes(js).ForEach(func(k, v gjson.Result) bool {
+		switch k.Str {
+		case "type":
+			ev.Type = strings.Clone(v.Str)
+		case "state_key":
+			key := strings.Clone(v.Str)
+			ev.StateKey = &key
+		case "sender":
+			ev.Sender = mxid.UserID(strings.Clone(v.Str))
+		case "event_id":
+			id = strings.Clone(v.Str)
 		}
+		return true
+	})
+	ev.ID = idOf(h.version, m.hash, id)
+	if ev.Type == typeRedaction {
+		at := "redacts"
+		if redactsInContent(h.version) {
+			at = "content.redacts"
+		}
+		ev.Redacts = mxid.EventID(gjson.GetBytes(js, at).Str)
 	}
 	return ev
 }

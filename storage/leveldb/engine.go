@@ -113,21 +113,6 @@ func (e *Engine) MultiGet(ctx context.Context, keys [][]byte) ([][]byte, error) 
 	return multiGet(ctx, e, keys)
 }
 
-func multiGet(ctx context.Context, r storage.Reader, keys [][]byte) ([][]byte, error) {
-	out := make([][]byte, len(keys))
-	for i, k := range keys {
-		v, err := r.Get(ctx, k)
-		switch {
-		case errors.Is(err, storage.ErrNotFound):
-		case err != nil:
-			return nil, err
-		default:
-			out[i] = v
-		}
-	}
-	return out, nil
-}
-
 // CompactRange rewrites the tables that hold r, which drops deleted rows.
 func (e *Engine) CompactRange(_ context.Context, r storage.Range) error {
 	e.maint.Lock()

@@ -32,6 +32,7 @@ func Run(t *testing.T, open func(t *testing.T) storage.KV) {
 		{"Limits", testLimits},
 		{"BigBatches", testBigBatches},
 		{"SlicesBelongToTheCaller", testSlices},
+		{"MultiGet", testMultiGet},
 		{"View", testView},
 		{"ScanUnderWrites", testScanUnderWrites},
 		{"CompareAndSwap", testCompareAndSwap},
@@ -360,6 +361,39 @@ func testSlices(t *testing.T, kv storage.KV) {
 		spoil(row.Value)
 	}
 	expect(t, "rows", list(t, kv, storage.Range{}, false, 0), "aa1=value aa2=value")
+}
+
+// testMultiGet asks for many keys at once: close together, apart, in no order,
+// twice, absent.
+func testMultiGet(t *testing.T, kv storage.KV) {
+	key := func(n uint32) []byte { return storage.K("mg").U32(7).U32(n) }
+	var b storage.Batch
+	for n := uint32(1); n <= 40; n++ {
+		if n%5 != 0 {
+			b.Puts = append(b.Puts, storage.Pair{Key: key(n), Value: fmt.Append(nil, n)})
+		}
+	}
+	b.Puts = append(b.Puts, storage.Pair{Key: append(key(3), 0), Value: []byte("longer")}, storage.Pair{Key: key(9000), Value: []byte("9000")})
+	commit(t, kv, &b)
+	ask := [][]byte{key(9000), key(41)}
+	for n := uint32(36); n >= 2; n -= 2 {
+		ask = append(ask, key(n), key(n-1), []byte{'m', 'g', byte(n)})
+	}
+	ask = append(ask, key(7), key(3), key(3), []byte{'m'}, key(9001), key(1<<32-1))
+	vs, err := kv.MultiGet(ctx, ask)
+	must(t, err)
+	if len(vs) != len(ask) {
+		t.Fatalf("%d values for %d keys", len(vs), len(ask))
+	}
+	for i, k := range ask {
+		want, err := kv.Get(ctx, k)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			t.Fatal(err)
+		}
+		if (vs[i] == nil) != (err != nil) || string(vs[i]) != string(want) {
+			t.Errorf("MultiGet of %x: %q, Get: %q, %v", k, vs[i], want, err)
+		}
+	}
 }
 
 func testView(t *testing.T, kv storage.KV) {
