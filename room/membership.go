@@ -176,13 +176,21 @@ func (s *Service) JoinedMembers(ctx context.Context, rid intern.RID) ([]mxid.Use
 	return s.membersOf(ctx, rid, Join, 0)
 }
 
-// Summary counts the current members.
-func (s *Service) Summary(ctx context.Context, rid intern.RID, viewer mxid.UserID) (Summary, error) {
+// MemberCounts is Summary without heroes, from memory.
+func (s *Service) MemberCounts(ctx context.Context, rid intern.RID) (Summary, error) {
 	_, sn, err := s.snapshotOf(ctx, rid)
 	if err != nil {
 		return Summary{}, err
 	}
-	out := Summary{Joined: sn.sum.joined, Invited: sn.sum.invited}
+	return Summary{Joined: sn.sum.joined, Invited: sn.sum.invited}, nil
+}
+
+// Summary counts the current members and names heroes.
+func (s *Service) Summary(ctx context.Context, rid intern.RID, viewer mxid.UserID) (Summary, error) {
+	out, err := s.MemberCounts(ctx, rid)
+	if err != nil {
+		return Summary{}, err
+	}
 	for _, m := range [][]Membership{{Join, Invite}, {Leave, Ban}} {
 		for _, m := range m {
 			if err := s.addHeroes(ctx, rid, m, viewer, &out); err != nil {

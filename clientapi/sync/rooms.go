@@ -10,7 +10,6 @@ import (
 
 	"parley/internal/mxid"
 	"parley/room"
-	"parley/storage/intern"
 )
 
 // view is one joined or left room between two points of its timeline.
@@ -26,6 +25,7 @@ type view struct {
 	window  room.Window
 	changes []room.StateChange // of state between from and to
 	state   []*room.Event      // as shown
+	sum     *room.Summary      // once asked for
 }
 
 // joined writes a room that the user is in.
@@ -105,15 +105,12 @@ func (v *view) readState() error {
 		from = 0
 	}
 	var only map[mxid.UserID]bool
-	var heroes []mxid.UserID
-	if b.req.Filter.lazy {
-		var err error
-		if heroes, err = v.heroes(); err != nil {
+	if b.req.Filter.lazy && from == 0 {
+		s, err := v.summary()
+		if err != nil {
 			return err
 		}
-		if from == 0 {
-			only = v.people(heroes)
-		}
+		only = v.people(s.Heroes)
 	}
 	atEnd, err := b.h.cfg.Rooms.StateChanges(v.ctx, v.t.ref.RID, from, v.to, only)
 	if err != nil {
@@ -128,7 +125,7 @@ func (v *view) readState() error {
 		return err
 	}
 	if b.req.Filter.lazy && from != 0 {
-		if err := v.addMembers(heroes); err != nil {
+		if err := v.addMembers(); err != nil {
 			return err
 		}
 	}
@@ -189,11 +186,26 @@ func (v *view) stateAtStart(from room.Ord, atEnd []room.StateChange, only map[mx
 	if v.window.Start <= from || len(inTimeline) == 0 {
 		return nil
 	}
-	atStart, err := v.b.h.cfg.Rooms.StateChanges(v.ctx, v.t.ref.RID, from, v.window.Start, only)
+	known := from
+	if from == 0 {
+		// Next to nothing has changed since the start of the timeline, compared
+		// with all of the state.
+		known = v.to
+	}
+	atStart, err := v.b.h.cfg.Rooms.StateChanges(v.ctx, v.t.ref.RID, known, v.window.Start, only)
 	if err != nil {
 		return err
 	}
 	for _, c := range atStart {
+		if k := (key{c.Type, c.StateKey}); !done[k] {
+			v.show(c.Event)
+			done[k] = true
+		}
+	}
+	if from != 0 {
+		return nil
+	}
+	for _, c := range atEnd { // of the timeline, but in force before it
 		if !done[key{c.Type, c.StateKey}] {
 			v.show(c.Event)
 		}
@@ -201,31 +213,39 @@ func (v *view) stateAtStart(from room.Ord, atEnd []room.StateChange, only map[mx
 	return nil
 }
 
-// heroes are the users that name the room, if it has no name.
-func (v *view) heroes() ([]mxid.UserID, error) {
-	s, err := v.b.summary(v.ctx, v.t.ref.RID)
-	return s.Heroes, err
-}
-
 // summary counts the members of a room, and names heroes if the room has
 // neither name nor alias.
 // spec: client-server API, "RoomSummary"
-func (b *build) summary(ctx context.Context, rid intern.RID) (room.Summary, error) {
-	s, err := b.h.cfg.Rooms.Summary(ctx, rid, b.req.User)
+func (v *view) summary() (room.Summary, error) {
+	if v.sum != nil {
+		return *v.sum, nil
+	}
+	rooms, rid := v.b.h.cfg.Rooms, v.t.ref.RID
+	named, err := v.named()
 	if err != nil {
-		return s, err
+		return room.Summary{}, err
 	}
+	var s room.Summary
+	if named {
+		s, err = rooms.MemberCounts(v.ctx, rid)
+	} else {
+		s, err = rooms.Summary(v.ctx, rid, v.b.req.User)
+	}
+	if err == nil {
+		v.sum = &s
+	}
+	return s, err
+}
+
+// named reports whether the room has a name or an alias.
+func (v *view) named() (bool, error) {
 	for _, x := range []struct{ typ, field string }{{"m.room.name", "name"}, {"m.room.canonical_alias", "alias"}} {
-		ev, err := b.h.cfg.Rooms.CurrentState(ctx, rid, x.typ, "")
-		if err != nil {
-			return s, err
-		}
-		if ev != nil && contentString(ev, x.field) != "" {
-			s.Heroes = nil
-			return s, nil
+		ev, err := v.b.h.cfg.Rooms.CurrentState(v.ctx, v.t.ref.RID, x.typ, "")
+		if err != nil || ev != nil && contentString(ev, x.field) != "" {
+			return err == nil, err
 		}
 	}
-	return s, nil
+	return false, nil
 }
 
 // people are the users whose member events belong to a lazily loaded room.
@@ -242,7 +262,7 @@ func (v *view) people(heroes []mxid.UserID) map[mxid.UserID]bool {
 
 // addMembers adds the member events of the timeline's senders and of heroes
 // that the device hasn't got and that aren't among the changes.
-func (v *view) addMembers(heroes []mxid.UserID) error {
+func (v *view) addMembers() error {
 	b := v.b
 	has := map[mxid.UserID]bool{}
 	for _, ev := range v.state {
@@ -258,7 +278,11 @@ func (v *view) addMembers(heroes []mxid.UserID) error {
 		}
 	}
 	if v.membersChanged() {
-		for _, u := range heroes {
+		s, err := v.summary()
+		if err != nil {
+			return err
+		}
+		for _, u := range s.Heroes {
 			if !has[u] {
 				users = append(users, u)
 			}
@@ -289,7 +313,7 @@ func (v *view) writeJoined(arrived bool) ([]byte, error) {
 	}
 	if v.fresh || v.membersChanged() {
 		some = true
-		s, err := b.summary(v.ctx, rid)
+		s, err := v.summary()
 		if err != nil {
 			return nil, err
 		}
