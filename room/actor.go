@@ -365,11 +365,11 @@ func (h *hot) transact(w *work) (err error) {
 }
 
 // touch makes pos the last position at which a sync must look at the room: for
-// receipts and whatever else changes without an event. Call it inside the
-// transaction that has the position.
+// receipts, which change without an event. Call it inside the transaction that
+// has the position.
 func (s *Service) touch(tx *storage.Tx, rid intern.RID, pos uint64) {
 	tx.OnCommit(func() {
-		s.changes.add(rid, pos)
+		s.changes.addReceipt(rid, pos)
 		s.mu.Lock()
 		h := s.hot[rid]
 		s.mu.Unlock()

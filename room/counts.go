@@ -256,7 +256,7 @@ func (s *Service) tallyOf(ctx context.Context, rid intern.RID, uid intern.UID) (
 	head := LiveOrd(s.cfg.Commit.Head())
 	k := countKey{rid, uid}
 	t, stamp := s.unread.get(k)
-	if t != nil && (t.upTo >= head || s.unread.quietSince(rid, t.upTo)) {
+	if t != nil && (t.upTo >= head || s.unread.quiet(rid, t.upTo)) {
 		return t, nil
 	}
 	next := &tally{upTo: head}
@@ -284,6 +284,9 @@ func (s *Service) countOn(ctx context.Context, rid intern.RID, uid intern.UID, t
 		next.threads[root] = c
 	}
 	for _, threaded := range []bool{false, true} {
+		if s.unread.quietSince(rid, threaded, t.upTo) {
+			continue
+		}
 		if err := s.countRows(ctx, rid, uid, threaded, t.upTo, next); err != nil {
 			return err
 		}
@@ -401,7 +404,7 @@ type unreadCache struct {
 // 100 bytes for each room with events since the process began.
 type unreadRoom struct {
 	users map[intern.UID]struct{} // whose tallies are kept
-	last  Ord                     // of the newest row since the process began
+	last  [2]Ord                  // of the newest rows since the process began: main timeline, threads
 	stamp uint64                  // counts what makes tallies wrong
 }
 
@@ -424,11 +427,16 @@ func (c *unreadCache) get(k countKey) (*tally, uint64) {
 	return c.at[k], c.roomLocked(k.rid).stamp
 }
 
-// quietSince reports whether a room has certainly had no row after an Ord.
-func (c *unreadCache) quietSince(rid intern.RID, after Ord) bool {
+// quiet reports whether a room has certainly had no row after an Ord.
+func (c *unreadCache) quiet(rid intern.RID, after Ord) bool {
+	return c.quietSince(rid, false, after) && c.quietSince(rid, true, after)
+}
+
+// quietSince reports it for the main timeline or the threads.
+func (c *unreadCache) quietSince(rid intern.RID, threaded bool, after Ord) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return after >= c.first && c.roomLocked(rid).last <= after
+	return after >= c.first && c.roomLocked(rid).last[b2u(threaded)] <= after
 }
 
 // put keeps a tally unless something has made it wrong since get.
@@ -474,7 +482,7 @@ func (c *unreadCache) added(rid intern.RID, ev *Event, n notice, own, redaction 
 	defer c.mu.Unlock()
 	r := c.roomLocked(rid)
 	if len(n.users) > 0 {
-		r.last = ev.Ord
+		r.last[b2u(n.thread != 0)] = ev.Ord
 	}
 	if own {
 		r.stamp++

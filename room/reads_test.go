@@ -325,8 +325,11 @@ func TestBundledAggregations(t *testing.T) {
 		t.Errorf("without relations: %s", got)
 	}
 
-	r.related(room, alice, "m.room.message", "m.replace", root, newContent)
+	first := r.related(room, alice, "m.room.message", "m.replace", root, newContent)
 	edit := r.related(room, alice, "m.room.message", "m.replace", root, newContent)
+	if r.load(room, first).OriginTS == r.load(room, edit).OriginTS {
+		edit = max(first, edit)
+	}
 	r.related(room, bob, "m.room.message", "m.replace", root, newContent)      // not his
 	r.related(room, alice, "org.example.x", "m.replace", root, newContent)     // another type
 	r.related(room, alice, "m.room.message", "m.replace", root, "")            // no new content

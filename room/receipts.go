@@ -406,6 +406,9 @@ func (s *Service) receiveReceipt(ctx context.Context, room mxid.RoomID, user mxi
 // Receipts is the content of an m.receipt event with the receipts changed
 // after since (0: all) that the viewer may see, nil if none.
 func (s *Service) Receipts(ctx context.Context, rid intern.RID, viewer mxid.UserID, since uint64) (json.RawMessage, error) {
+	if since != 0 && s.changes.noReceipt(rid, since) {
+		return nil, nil
+	}
 	self, _, err := s.cfg.Intern.LookupUser(ctx, viewer)
 	if err != nil {
 		return nil, err

@@ -228,8 +228,9 @@ type changeLog struct {
 	mu    sync.RWMutex
 	began uint64 // the head when the process began
 	last  map[intern.RID]uint64
-	log   []change // by rising position
-	floor uint64   // every change after this position is in log
+	read  map[intern.RID]uint64 // the newest receipts
+	log   []change              // by rising position
+	floor uint64                // every change after this position is in log
 }
 
 type change struct {
@@ -238,7 +239,7 @@ type change struct {
 }
 
 func newChangeLog(head uint64) *changeLog {
-	return &changeLog{began: head, floor: head, last: map[intern.RID]uint64{}}
+	return &changeLog{began: head, floor: head, last: map[intern.RID]uint64{}, read: map[intern.RID]uint64{}}
 }
 
 // add notes a change. It runs on the commit goroutine, so positions hardly
@@ -255,6 +256,22 @@ func (c *changeLog) add(rid intern.RID, pos uint64) {
 		c.log = append(c.log[:0:0], c.log[maxChangeLog:]...)
 	}
 	c.log = append(c.log, change{pos, rid})
+}
+
+// addReceipt notes a receipt, which is a change too.
+func (c *changeLog) addReceipt(rid intern.RID, pos uint64) {
+	c.add(rid, pos)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read[rid] = max(c.read[rid], pos)
+}
+
+// noReceipt reports whether a room has certainly had no receipt after a
+// position.
+func (c *changeLog) noReceipt(rid intern.RID, after uint64) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return after >= c.began && c.read[rid] <= after
 }
 
 // since lists the rooms that changed after a position, each once; ok is false
