@@ -7,7 +7,7 @@ import { after, before, test } from "node:test";
 import { Device, stopAll, verify } from "./lib/client.js";
 import { call } from "./lib/http.js";
 import { startPair } from "./lib/servers.js";
-import { eventually, until } from "./lib/wait.js";
+import { eventuallyList, until } from "./lib/wait.js";
 
 const messages = 200;
 
@@ -33,8 +33,8 @@ async function sayAll(device, roomId, bodies) {
 /** Both sides have exactly these messages of each, in order. */
 async function bothHeard(roomId, fromAlice, fromBob) {
     for (const who of [alice, bob]) {
-        await eventually(() => who.heard(roomId, alice), fromAlice, `${who.userId} has Alice's messages`);
-        await eventually(() => who.heard(roomId, bob), fromBob, `${who.userId} has Bob's messages`);
+        await eventuallyList(() => who.heard(roomId, alice), fromAlice, `${who.userId} has Alice's messages`);
+        await eventuallyList(() => who.heard(roomId, bob), fromBob, `${who.userId} has Bob's messages`);
     }
 }
 
@@ -84,24 +84,24 @@ test("a new device of Bob's restores history from the key backup", async () => {
     await sayAll(alice, roomId, mine);
     await sayAll(bob, roomId, his);
     await bothHeard(roomId, mine, his);
+    const version = await until(() => bob.crypto.getActiveSessionBackupVersion(), "Bob's client makes backups");
     await until(async () => {
-        const version = await bob.crypto.getActiveSessionBackupVersion();
-        if (!version) return false;
-        const { count } = await call(net.b, "GET", `/_matrix/client/v3/room_keys/version`, { token: bob.token });
-        return count >= 2;
-    }, "Bob's keys are backed up");
+        const path = `/_matrix/client/v3/room_keys/keys/${encodeURIComponent(roomId)}`;
+        const { sessions } = await call(net.b, "GET", path, { token: bob.token, query: { version } });
+        return Object.keys(sessions).length === 2;
+    }, "both sides' keys of this room are backed up");
 
     const tablet = await Device.logIn(net.b, bob.userId);
     try {
         await tablet.room(roomId);
         const before = await tablet.heard(roomId, alice);
         assert.ok(before.includes("(can't be decrypted)"), "without the backup there is nothing to read");
-        await tablet.crypto.bootstrapCrossSigning({});
+        await tablet.adoptIdentity();
         await tablet.crypto.loadSessionBackupPrivateKeyFromSecretStorage();
         const { imported } = await tablet.crypto.restoreKeyBackup();
         assert.ok(imported >= 2, `${imported} keys imported`);
-        await eventually(() => tablet.heard(roomId, alice), mine, "the new device has Alice's messages");
-        await eventually(() => tablet.heard(roomId, bob), his, "the new device has Bob's messages");
+        await eventuallyList(() => tablet.heard(roomId, alice), mine, "the new device has Alice's messages");
+        await eventuallyList(() => tablet.heard(roomId, bob), his, "the new device has Bob's messages");
         // Alice's device takes Bob's new one for his, and it reads what comes now.
         await until(async () => {
             const devices = await alice.crypto.getUserDeviceInfo([bob.userId]);

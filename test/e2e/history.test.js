@@ -6,7 +6,7 @@ import { after, before, test } from "node:test";
 import { Device, stopAll } from "./lib/client.js";
 import { call, request } from "./lib/http.js";
 import { startPair } from "./lib/servers.js";
-import { eventually, until } from "./lib/wait.js";
+import { eventually, eventuallyList, until } from "./lib/wait.js";
 
 let net, alice, anna, bob;
 before(async () => {
@@ -102,5 +102,5 @@ test("a long history is fetched from the other server as far as it goes", async 
     for (const body of all) await alice.say(roomId, body);
     await bob.sdk.joinRoom(roomId, { viaServers: [net.a.name] });
     await bob.room(roomId);
-    await eventually(() => texts(bob, roomId), all, "Bob pages back to the beginning", { timeout: 90_000 });
+    await eventuallyList(() => texts(bob, roomId), all, "Bob pages back to the beginning", { timeout: 90_000 });
 });

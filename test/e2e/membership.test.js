@@ -34,6 +34,12 @@ async function refused(promise, errcode = "M_FORBIDDEN") {
     });
 }
 
+async function cantTalk(device, roomId) {
+    const path = `/_matrix/client/v3/rooms/${encodeURIComponent(roomId)}/send/m.room.message/${Math.random()}`;
+    const { status, body } = await request(device.server, "PUT", path, { token: device.token, body: { msgtype: "m.text", body: "let me in" } });
+    assert.deepEqual([status, body.errcode], [403, "M_FORBIDDEN"]);
+}
+
 test("public rooms: anybody joins, by alias too, and leaves", async () => {
     const alias = `open-${Date.now()}`;
     const roomId = await alice.createRoom(plain({ preset: "public_chat", room_alias_name: alias, visibility: "public", name: "Open" }));
@@ -53,7 +59,7 @@ test("public rooms: anybody joins, by alias too, and leaves", async () => {
 
     await bob.sdk.leave(roomId);
     await sees(alice, roomId, bob, "leave");
-    await refused(bob.sdk.sendTextMessage(roomId, "from outside"));
+    await cantTalk(bob, roomId);
     await bob.sdk.joinRoom(roomId, viaA());
     await sees(alice, roomId, bob, "join");
     await bob.sdk.sendTextMessage(roomId, "back again");
@@ -91,7 +97,7 @@ test("kicks and bans reach both servers; bans are lifted", async () => {
         await alice.sdk.kick(roomId, who.userId, "enough");
         for (const by of [alice, beth]) await sees(by, roomId, who, "leave");
         await who.room(roomId, "leave");
-        await refused(who.sdk.sendTextMessage(roomId, "still here"));
+        await cantTalk(who, roomId);
         await who.sdk.joinRoom(roomId, viaA()); // a kick is no ban
         for (const by of [alice, beth]) await sees(by, roomId, who, "join");
     }
@@ -133,7 +139,7 @@ test("power levels: given to a user of the other server, used there, taken back"
             assert.equal(now.users?.[alice.userId], undefined);
             const put = (content) => request(net.a, "PUT", `/_matrix/client/v3/rooms/${encodeURIComponent(roomId)}/state/m.room.power_levels`, { token: alice.token, body: content });
             assert.equal((await put({ ...now, notifications: { room: 90 } })).status, 200);
-            assert.equal((await put({ ...now, users: { [alice.userId]: 100 } })).status, 403);
+            assert.ok([400, 403].includes((await put({ ...now, users: { [alice.userId]: 100 } })).status));
         }
     }
 });

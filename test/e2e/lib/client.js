@@ -64,7 +64,9 @@ export class Device {
     async start(crypto = true) {
         if (crypto) await this.sdk.initRustCrypto({ useIndexedDB: false });
         this.sdk.on(sdk.ClientEvent.ToDeviceEvent, (ev) => this.toDevice.push(ev));
-        await this.sdk.startClient({ initialSyncLimit: 20, pollTimeout: 10_000 });
+        // As Element does: what is being sent isn't in the timeline yet. Otherwise
+        // the SDK takes a gap for none when it knows an event behind it.
+        await this.sdk.startClient({ initialSyncLimit: 20, pollTimeout: 10_000, pendingEventOrdering: sdk.PendingEventOrdering.Detached });
         await until(() => this.sdk.getSyncState() === "SYNCING" || this.sdk.getSyncState() === "PREPARED", `first sync of ${this.name}`);
     }
 
@@ -88,6 +90,12 @@ export class Device {
             },
         });
         await until(() => this.crypto.isCrossSigningReady(), `cross-signing of ${this.name}`);
+    }
+
+    /** Takes the account's cross-signing keys from secret storage and signs this device. */
+    async adoptIdentity() {
+        await until(() => this.crypto.userHasCrossSigningKeys(this.userId, true), `${this.name} knows the account's keys`);
+        await this.crypto.bootstrapCrossSigning({});
     }
 
     /** Answers user-interactive authentication with the password. */
@@ -140,14 +148,30 @@ export class Device {
         return event_id;
     }
 
-    /** Pages back to the beginning of what this user may see. */
+    /** Sends a text and presses "retry" until it is sent. */
+    async insist(roomId, body, options) {
+        const room = this.sdk.getRoom(roomId);
+        const lost = (e) => {
+            if (e.httpStatus >= 400 && e.httpStatus < 500) throw e;
+        };
+        if (await this.sdk.sendTextMessage(roomId, body).catch(lost)) return;
+        await until(async () => {
+            const failed = room.getPendingEvents().find((ev) => ev.status === sdk.EventStatus.NOT_SENT);
+            // It may have arrived although the answer didn't, and come back by sync.
+            return !failed || this.sdk.resendEvent(failed, room).catch(lost);
+        }, `${this.userId} sends "${body}"`, options);
+    }
+
+    /** Pages back to the beginning of what this user may see, through all gaps. */
     async wholeTimeline(roomId) {
         const room = this.sdk.getRoom(roomId);
-        for (let last = -1; room.getLiveTimeline().getPaginationToken("b") && last !== room.timeline.length; ) {
-            last = room.timeline.length;
-            await this.sdk.scrollback(room, 250);
+        const events = [];
+        for (let timeline = room.getLiveTimeline(); timeline; timeline = timeline.getNeighbouringTimeline("b")) {
+            while (timeline.getPaginationToken("b") && !timeline.getNeighbouringTimeline("b")) {
+                await this.sdk.paginateEventTimeline(timeline, { backwards: true, limit: 250 });
+            }
+            events.unshift(...timeline.getEvents());
         }
-        const events = room.getLiveTimeline().getEvents();
         await Promise.all(events.map((ev) => ev.getDecryptionPromise()));
         return events;
     }

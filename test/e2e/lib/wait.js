@@ -22,3 +22,20 @@ export async function eventually(actual, expected, what, options = {}) {
     let last;
     await until(async () => (last = JSON.stringify(await actual())) === want, () => `${what}: ${last}, want ${want}`, options);
 }
+
+/** Waits until a list of texts is exactly as expected; the failure says what is missing, twice or out of place. */
+export async function eventuallyList(actual, expected, what, options = {}) {
+    let last = [];
+    const same = () => last.length === expected.length && last.every((x, i) => x === expected[i]);
+    await until(async () => ((last = await actual()), same()), () => `${what}: ${difference(last, expected)}`, options);
+}
+
+function difference(got, want) {
+    const count = (list) => list.reduce((m, x) => m.set(x, (m.get(x) ?? 0) + 1), new Map());
+    const [have, need] = [count(got), count(want)];
+    const missing = want.filter((x) => !have.has(x));
+    const strange = [...have].filter(([x, n]) => n > (need.get(x) ?? 0)).map(([x, n]) => `${n} x ${x}`);
+    const at = got.findIndex((x, i) => x !== want[i]);
+    return `${got.length} of ${want.length}; missing ${JSON.stringify(missing)}; too many ${JSON.stringify(strange)}; ` +
+        `order differs from ${at}: ${JSON.stringify(got.slice(Math.max(0, at), at + 4))}`;
+}
