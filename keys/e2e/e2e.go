@@ -100,11 +100,12 @@ type Service struct {
 	resync  *resyncer
 	fetches singleflight.Group
 	counted *cache[deviceID, keyCounts]
+	queues  *cache[deviceID, queueState]
 }
 
 // New opens the keys of a store. Work that is still to do waits for Start.
 func New(cfg Config) (*Service, error) {
-	s := &Service{cfg: cfg, counted: newCache[deviceID, keyCounts](maxCounts)}
+	s := &Service{cfg: cfg, counted: newCache[deviceID, keyCounts](maxCounts), queues: newCache[deviceID, queueState](maxQueues)}
 	s.work = actor.NewInbox(maxWork, 64, s.doWork)
 	s.resync = newResyncer(s)
 	return s, nil

@@ -82,6 +82,28 @@ func readQueue(get get, o owned) (q queueState, found bool, err error) {
 	return queueState{storage.ReadU32(value, 0), storage.ReadU64(value, 4)}, true, nil
 }
 
+// maxQueues bounds the queue states in memory, of some 100 bytes each.
+const maxQueues = 1 << 16
+
+// queueOf is the state of a device's queue, all zero if it never had a message.
+// It is mostly known from memory: every sync asks for it.
+func (s *Service) queueOf(ctx context.Context, o owned) (queueState, error) {
+	q, known, gen := s.queues.get(o.id())
+	if known {
+		return q, nil
+	}
+	q, _, err := readQueue(s.reader(ctx), o)
+	if err == nil {
+		s.queues.put(o.id(), q, gen)
+	}
+	return q, err
+}
+
+// queueChanged makes queueOf read again once the transaction is durable.
+func (s *Service) queueChanged(tx *storage.Tx, o owned) {
+	tx.OnCommit(func() { s.queues.drop(o.id()) })
+}
+
 // messages is the range of positions from <= position <= to.
 func (o owned) messages(from, to uint64) storage.Range {
 	return storage.Range{Lo: o.key("td").U64(from), Hi: append(o.key("td").U64(to), 0)}
@@ -242,6 +264,7 @@ func (s *Service) deliverOne(tx *storage.Tx, d delivery) error {
 	q.count++
 	tx.Put(key, sealed)
 	tx.Put(d.key("td"), q.encode())
+	s.queueChanged(tx, d.owned)
 	return nil
 }
 
@@ -353,8 +376,8 @@ func (s *Service) ToDevice(ctx context.Context, uid intern.UID, d mxid.DeviceID,
 	if err != nil {
 		return nil, 0, fmt.Errorf("to-device messages: %w", err)
 	}
-	q, found, err := readQueue(s.reader(ctx), o)
-	if err != nil || !found || q.count == 0 {
+	q, err := s.queueOf(ctx, o)
+	if err != nil || q.count == 0 {
 		return nil, since, err
 	}
 	next = since
@@ -381,8 +404,8 @@ func (s *Service) AckToDevice(ctx context.Context, uid intern.UID, d mxid.Device
 	if err != nil {
 		return fmt.Errorf("acknowledge to-device messages: %w", err)
 	}
-	q, found, err := readQueue(s.reader(ctx), o)
-	if err != nil || !found || q.count == 0 {
+	q, err := s.queueOf(ctx, o)
+	if err != nil || q.count == 0 {
 		return err
 	}
 	first, err := s.now(ctx).scan(o.messages(q.from, upTo), false, 1)
@@ -415,6 +438,7 @@ func (s *Service) ack(tx *storage.Tx, o owned, upTo uint64) (more bool, err erro
 	}
 	q.count -= min(q.count, uint32(len(rows)))
 	tx.Put(o.key("td"), q.encode())
+	s.queueChanged(tx, o)
 	return len(rows) == deleteSlice, nil
 }
 

@@ -196,6 +196,7 @@ func (s *Service) RemoveDevices(tx *storage.Tx, user mxid.UserID, uid intern.UID
 		tx.Delete(key)
 		tx.Delete(o.key("oc"))
 		tx.Delete(o.key("td"))
+		s.queueChanged(tx, o)
 		tx.DeleteRange(o.key("of").Prefix())
 		s.recount(tx, o)
 		if err := s.owe(tx, uid, workRow{Device: d, OnlySweep: !had}); err != nil {
