@@ -116,6 +116,9 @@ func runInitial(ctx context.Context, o options) (any, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	if o.printToken {
+		fmt.Println("token", owner.token)
+	}
 	var first time.Duration
 	var l latencies
 	for i := range 6 {

@@ -34,6 +34,7 @@ type options struct {
 	members            int
 	asJSON             bool
 	encrypted          bool
+	printToken         bool
 }
 
 func main() {
@@ -52,6 +53,7 @@ func main() {
 	flag.IntVar(&o.members, "members", 1, "initial: further members of each room")
 	flag.BoolVar(&o.asJSON, "json", false, "print one JSON object")
 	flag.BoolVar(&o.encrypted, "encrypted", false, "send m.room.encrypted events of a usual size")
+	flag.BoolVar(&o.printToken, "print-token", false, "initial: print the access token of the user in all rooms, to sync again after a restart")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "Usage: load [flags] send | idle | initial")
 		flag.PrintDefaults()
