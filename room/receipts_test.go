@@ -212,7 +212,11 @@ func TestTypingTable(t *testing.T) {
 		t.Fatalf("%s type after 9 s", who())
 	}
 	soon(t, "alice's timeout", func() bool { c.Advance(time.Second); return who() != "2" })
+	soon(t, "other servers hear of it", func() bool { return len(out.take()) == 1 })
 	soon(t, "dave's timeout", func() bool { c.Advance(time.Second); return who() == "0" })
+	if sent := out.take(); len(sent) != 0 {
+		t.Errorf("the end of another server's user was told: %q", sent)
+	}
 	if rooms, _ := r.s.TypingSince(serial); len(rooms) != 1 {
 		t.Error("the end of typing is news")
 	}

@@ -29,8 +29,8 @@ const (
 //
 // spec: client-server API, "Typing Notifications"
 type typingTable struct {
-	clock   clock.Clock
-	changed func(intern.RID) // called without the lock after a timeout
+	clock clock.Clock
+	ended func(intern.RID, []mxid.UserID) // called without the lock after a timeout
 
 	mu     sync.Mutex
 	serial uint64
@@ -53,8 +53,8 @@ type typer struct {
 }
 
 // newTypingTable starts serials at the time, so that they rise over restarts.
-func newTypingTable(c clock.Clock, changed func(intern.RID)) *typingTable {
-	return &typingTable{clock: c, changed: changed, serial: uint64(c.Now().UnixMilli()) << 12, rooms: map[intern.RID]*list.Element{}}
+func newTypingTable(c clock.Clock, ended func(intern.RID, []mxid.UserID)) *typingTable {
+	return &typingTable{clock: c, ended: ended, serial: uint64(c.Now().UnixMilli()) << 12, rooms: map[intern.RID]*list.Element{}}
 }
 
 // set starts (d > 0) or stops typing. changed: clients must hear of it; tell:
@@ -129,18 +129,17 @@ func (t *typingTable) sweep() {
 	t.mu.Lock()
 	t.timer = false
 	now, busy := t.clock.Now(), false
-	var ended []intern.RID
+	ended := map[intern.RID][]mxid.UserID{}
 	for _, e := range t.rooms {
 		r := e.Value.(*typingRoom)
-		before := len(r.users)
 		for user, u := range r.users {
 			if !u.until.After(now) {
 				delete(r.users, user)
+				ended[r.rid] = append(ended[r.rid], user)
 			}
 		}
-		if len(r.users) < before {
+		if len(ended[r.rid]) > 0 {
 			t.changedLocked(r)
-			ended = append(ended, r.rid)
 		}
 		busy = busy || len(r.users) > 0
 	}
@@ -148,8 +147,8 @@ func (t *typingTable) sweep() {
 		t.armLocked()
 	}
 	t.mu.Unlock()
-	for _, rid := range ended {
-		t.changed(rid)
+	for rid, users := range ended {
+		t.ended(rid, users)
 	}
 }
 
@@ -265,19 +264,39 @@ func (s *Service) ReceiveTyping(ctx context.Context, origin mxid.ServerName, roo
 // do so by themselves when the message comes.
 func (s *Service) stopTyping(rid intern.RID, user mxid.UserID) {
 	if changed, _ := s.typing.set(rid, user, 0); changed {
-		s.typingEnded(rid)
+		s.typingEnded(rid, nil)
 	}
 }
 
 // typingEnded wakes a room's local users when someone has stopped typing
-// without saying so. Other servers have timeouts of their own.
-func (s *Service) typingEnded(rid intern.RID) {
-	local, err := s.localJoined(context.Background(), rid)
+// without saying so, and tells other servers of those who are local users:
+// what they were told had no end.
+func (s *Service) typingEnded(rid intern.RID, users []mxid.UserID) {
+	if err := s.tellTypingEnded(context.Background(), rid, users); err != nil {
+		s.cfg.Log.Warn("the end of typing can't be told", "err", err)
+	}
+}
+
+func (s *Service) tellTypingEnded(ctx context.Context, rid intern.RID, users []mxid.UserID) error {
+	local, err := s.localJoined(ctx, rid)
 	if err != nil {
-		s.cfg.Log.Warn("members of a room can't be read", "err", err)
-		return
+		return err
 	}
 	s.wake(local)
+	users = slices.DeleteFunc(users, func(u mxid.UserID) bool { return u.Server() != s.cfg.ServerName })
+	if len(users) == 0 {
+		return nil
+	}
+	h, sn, err := s.snapshotOf(ctx, rid)
+	if err != nil {
+		return err
+	}
+	for _, user := range users {
+		if err := s.sendTyping(ctx, h, sn, user, false); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Typing lists who types, and the serial of the last change in this room, 0 if
