@@ -225,7 +225,7 @@ func (w *work) sendOnce(d draft) (*Event, error) {
 		}
 	}
 	if d.txn == "" {
-		return w.send(d)
+		return w.sendNew(d)
 	}
 	uid, err := w.svc.cfg.Intern.User(w.ctx, d.sender)
 	if err != nil {
@@ -235,7 +235,7 @@ func (w *work) sendOnce(d draft) (*Event, error) {
 	if ev, err := w.sentBefore(key); err != nil || ev != nil {
 		return ev, err
 	}
-	ev, err := w.send(d)
+	ev, err := w.sendNew(d)
 	if err != nil {
 		return nil, err
 	}
@@ -243,6 +243,14 @@ func (w *work) sendOnce(d draft) (*Event, error) {
 	row := txnRow{rid: w.h.rid, n: ev.Num, ts: w.now}
 	w.op(func(tx *storage.Tx) error { tx.Put(key, row.encode()); return nil })
 	return ev, nil
+}
+
+// sendNew sends what hasn't been sent before.
+func (w *work) sendNew(d draft) (*Event, error) {
+	if err := w.mayAnnotate(d); err != nil {
+		return nil, err
+	}
+	return w.send(d)
 }
 
 // sentBefore finds the event of a transaction, nil if it is new.
