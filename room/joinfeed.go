@@ -2,6 +2,7 @@ package room
 
 import (
 	"context"
+	"sync"
 
 	"parley/internal/actor"
 	"parley/internal/mxid"
@@ -12,16 +13,24 @@ import (
 // once means that several of the largest rooms are being joined.
 const maxJoinFeed = 1 << 20
 
-// joinFeed tells somebody of joins, on a goroutine of its own.
+// joinFeed tells somebody of joins, on a goroutine of its own. Telling takes
+// time in proportion to the user's rooms, so somebody who joins many rooms in
+// a row waits in the inbox once.
 type joinFeed struct {
 	tell  func(mxid.UserID)
 	inbox *actor.Inbox[mxid.UserID]
+
+	mu      sync.Mutex
+	waiting map[mxid.UserID]bool
 }
 
 func newJoinFeed() *joinFeed {
-	f := &joinFeed{tell: func(mxid.UserID) {}}
+	f := &joinFeed{tell: func(mxid.UserID) {}, waiting: map[mxid.UserID]bool{}}
 	f.inbox = actor.NewInbox(maxJoinFeed, 64, func(users []mxid.UserID) {
 		for _, u := range users {
+			f.mu.Lock()
+			delete(f.waiting, u) // first: a join from here on is told of again
+			f.mu.Unlock()
 			f.tell(u)
 		}
 	})
@@ -29,16 +38,24 @@ func newJoinFeed() *joinFeed {
 }
 
 // OnJoin registers what is called when users come to share rooms with each
-// other: for every user whose join has become durable, and, when this server
-// comes into a room, for everyone in it. Calls come one after another and may
+// other: for every user whose join has become durable, once for joins that come
+// quickly one after another, and, when this server comes into a room, for
+// everyone in it. Calls come one after another and may
 // take their time. Call before use.
 func (s *Service) OnJoin(f func(user mxid.UserID)) { s.joins.tell = f }
 
 // add tells of a user. It never blocks.
 func (f *joinFeed) add(s *Service, user mxid.UserID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.waiting[user] {
+		return
+	}
 	if err := f.inbox.Put(user); err != nil {
 		s.cfg.Log.Warn("a join wasn't told of", "error", err)
+		return
 	}
+	f.waiting[user] = true
 }
 
 // metEverybody tells of the members of a room that this server has come into.
