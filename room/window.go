@@ -191,6 +191,25 @@ func (s *Service) fillChanges(ctx context.Context, h *hot, out []StateChange, ns
 	return nil
 }
 
+// Standing is the state event that a room has at a point of the timeline for
+// the type and state key of another one; nil if it has none, or if n isn't a
+// state event of the room.
+func (s *Service) Standing(ctx context.Context, rid intern.RID, at Ord, n Num) (*Event, error) {
+	h, err := s.room(ctx, rid)
+	if err != nil {
+		return nil, err
+	}
+	evs, err := s.presentEvents(ctx, h, []Num{n})
+	if err != nil || len(evs) == 0 || !evs[0].IsState() {
+		return nil, err
+	}
+	root, err := s.rootAt(ctx, h, at)
+	if err != nil {
+		return nil, err
+	}
+	return s.stateEvent(ctx, h, root, evs[0].Type, *evs[0].StateKey)
+}
+
 // MembersAt are the member events of some users at a point of the timeline;
 // users without one are left out.
 func (s *Service) MembersAt(ctx context.Context, rid intern.RID, at Ord, users []mxid.UserID) ([]*Event, error) {

@@ -47,7 +47,7 @@ type build struct {
 	ignored  func(mxid.UserID) bool
 	messages []json.RawMessage // to-device
 
-	mu      sync.Mutex
+	mu      sync.Mutex // of devices and next.Lost
 	devices deviceChanges
 }
 
@@ -220,9 +220,10 @@ func (b *build) readToDevice() error {
 	return nil
 }
 
-// addOthers adds joined rooms that only have new account data or typing.
+// addOthers adds joined rooms that only have new account data or typing, or
+// whose state the client has wrong.
 func (b *build) addOthers(refs *[]room.Ref) error {
-	if b.everything() || len(b.roomData) == 0 && len(b.typing) == 0 {
+	if b.everything() || len(b.roomData) == 0 && len(b.typing) == 0 && len(b.req.Since.Lost) == 0 {
 		return nil
 	}
 	have := map[intern.RID]bool{}
@@ -232,6 +233,9 @@ func (b *build) addOthers(refs *[]room.Ref) error {
 	rids := make([]intern.RID, 0, len(b.typing)+len(b.roomData))
 	for rid := range b.typing {
 		rids = append(rids, rid)
+	}
+	for _, l := range b.req.Since.Lost {
+		rids = append(rids, l.rid)
 	}
 	for id := range b.roomData {
 		rid, _, known, err := b.h.cfg.Rooms.Lookup(b.ctx, id)

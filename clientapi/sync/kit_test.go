@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
+	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/tidwall/gjson"
 
 	"parley/internal/clock"
@@ -23,6 +24,7 @@ import (
 	"parley/keys/e2e"
 	"parley/keys/vault"
 	"parley/room"
+	"parley/room/eventform"
 	"parley/storage"
 	"parley/storage/intern"
 	"parley/storage/leveldb"
@@ -50,6 +52,7 @@ type rig struct {
 	users  *user.Service
 	rooms  *room.Service
 	keys   *e2e.Service
+	signer *keys.Signer
 	sync   *Handler
 }
 
@@ -87,12 +90,12 @@ func (r *rig) open() {
 	r.users, err = user.New(user.Config{ServerName: serverName, KV: r.kv, Commit: r.commit, Intern: r.intern, Vault: r.vault,
 		Clock: r.clock, Hub: r.hub, Log: log, Argon2Memory: 64, Argon2Time: 1})
 	must(t, err)
-	signer, err := keys.NewSigner(serverName, r.vault)
+	r.signer, err = keys.NewSigner(serverName, r.vault)
 	must(t, err)
 	pusher := push.New(r.users, log)
 	r.users.OnPushRulesChanged(pusher.Invalidate)
 	r.rooms, err = room.New(room.Config{ServerName: serverName, KV: r.kv, Commit: r.commit, Intern: r.intern, Vault: r.vault,
-		Clock: r.clock, Hub: r.hub, Signer: signer, Pusher: pusher, DefaultVersion: "12", Log: log})
+		Clock: r.clock, Hub: r.hub, Signer: r.signer, Verifier: trusting{}, Pusher: pusher, DefaultVersion: "12", Log: log})
 	must(t, err)
 	r.keys, err = e2e.New(e2e.Config{ServerName: serverName, KV: r.kv, Commit: r.commit, Intern: r.intern, Vault: r.vault,
 		Clock: r.clock, Hub: r.hub, Neighbours: r.rooms, Outbox: noOutbox{}, Devices: r.users, Log: log})
@@ -111,6 +114,13 @@ func (r *rig) restart() {
 	r.close()
 	r.clock.Advance(time.Minute)
 	r.open()
+}
+
+// trusting takes every signature for valid.
+type trusting struct{}
+
+func (trusting) VerifyJSONs(_ context.Context, reqs []gomatrixserverlib.VerifyJSONRequest) ([]gomatrixserverlib.VerifyJSONResult, error) {
+	return make([]gomatrixserverlib.VerifyJSONResult, len(reqs)), nil
 }
 
 type noOutbox struct{}
@@ -229,6 +239,28 @@ func (r *rig) state(id mxid.RoomID, who mxid.UserID, typ, key, content string) {
 	r.t.Helper()
 	_, err := r.rooms.Send(r.ctx, room.SendParams{Room: id, Sender: who, Type: typ, StateKey: &key, Content: json.RawMessage(content)})
 	must(r.t, err)
+}
+
+// branch takes in a topic that alice set right after an event, at a time in the
+// past, as another server would send it.
+func (r *rig) branch(id mxid.RoomID, after mxid.EventID, ago time.Duration, topic string) mxid.EventID {
+	r.t.Helper()
+	prev, err := r.rooms.Load(r.ctx, id, after)
+	must(r.t, err)
+	var auth []string
+	for _, k := range []stateKey{{"m.room.power_levels", ""}, {"m.room.member", string(alice)}} {
+		ev, err := r.rooms.CurrentState(r.ctx, prev.RID, k.typ, k.key)
+		must(r.t, err)
+		auth = append(auth, string(ev.ID))
+	}
+	key := ""
+	pdu, err := eventform.Build(&gomatrixserverlib.ProtoEvent{SenderID: string(alice), RoomID: string(id), Type: "m.room.topic", StateKey: &key,
+		PrevEvents: []string{string(after)}, AuthEvents: auth, Depth: prev.Depth + 1, Version: gomatrixserverlib.MustGetRoomVersion("12"),
+		Content: fmt.Appendf(nil, `{"topic":%q}`, topic)}, r.clock.Now().Add(-ago).UnixMilli(), r.signer)
+	must(r.t, err)
+	ev, err := r.rooms.ReceivePDU(r.ctx, "b.example", pdu.JSON())
+	must(r.t, err)
+	return ev
 }
 
 func (r *rig) invite(id mxid.RoomID, by, whom mxid.UserID) {

@@ -22,7 +22,10 @@ type view struct {
 	// fresh: the client gets the room anew, or all of its state.
 	fresh bool
 
-	window  room.Window
+	window room.Window
+	// shortened: there is more than the timeline shows; see cut.
+	shortened bool
+
 	changes []room.StateChange // of state between from and to
 	state   []*room.Event      // as shown
 	sum     *room.Summary      // once asked for
@@ -129,34 +132,80 @@ func (v *view) readState() error {
 			return err
 		}
 	}
-	return nil
+	return v.mend()
 }
 
-// cut shortens the timeline so that a client which takes the state from it
-// isn't misled: a state event that isn't the room's state at the end (it lost
-// against another one, or the one that replaced it is hidden from the user)
-// mustn't stand in it, unless a later one of the timeline replaces it. What is
-// cut off can be paged to.
+// cut looks for state events in the timeline that aren't the room's state at
+// the end (they lost against another one, or the one that replaced them is
+// hidden from the user) and that no later one of the timeline replaces. They
+// mislead a client that takes the state from the timeline. The next response
+// sets it right; where that can't be, the timeline is shortened, and what is cut
+// off can be paged to.
 func (v *view) cut() error {
-	type key struct{ typ, stateKey string }
-	later := map[key]bool{}
+	later := map[stateKey]bool{}
 	for i := len(v.window.Events) - 1; i >= 0; i-- {
 		ev := v.window.Events[i]
-		if !ev.IsState() || later[key{ev.Type, *ev.StateKey}] {
+		if !ev.IsState() || later[keyOf(ev)] {
 			continue
 		}
-		later[key{ev.Type, *ev.StateKey}] = true
+		later[keyOf(ev)] = true
 		now, err := v.b.h.cfg.Rooms.StateEventAt(v.ctx, v.t.ref.RID, v.to, ev.Type, *ev.StateKey)
 		if err != nil {
 			return err
 		}
-		if now == nil || now.Num != ev.Num {
-			v.window = room.Window{Events: v.window.Events[i+1:], Limited: true, Start: ev.Ord}
-			return nil
+		if now != nil && (now.Num == ev.Num || v.promise(ev)) {
+			continue
+		}
+		v.window = room.Window{Events: v.window.Events[i+1:], Limited: true, Start: ev.Ord}
+		v.shortened = true
+		return nil
+	}
+	return nil
+}
+
+// promise notes in the next token that the state of an event's key has to be
+// set right, if there will be a response to do so in. The token of an initial
+// sync is written before its rooms.
+func (v *view) promise(ev *room.Event) bool {
+	b := v.b
+	if b.req.Since == nil || v.t.section != inJoin {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.next.Lost) >= maxLost {
+		return false
+	}
+	b.next.Lost = append(b.next.Lost, lost{v.t.ref.RID, ev.Num})
+	return true
+}
+
+// mend shows the state of the keys which the client was misled about, unless it
+// gets that anyway.
+func (v *view) mend() error {
+	if v.b.req.Since == nil || v.fresh {
+		return nil
+	}
+	for _, l := range v.b.req.Since.Lost {
+		if l.rid != v.t.ref.RID {
+			continue
+		}
+		now, err := v.b.h.cfg.Rooms.Standing(v.ctx, l.rid, v.to, l.num)
+		if err != nil {
+			return err
+		}
+		told := func(ev *room.Event) bool { return ev.IsState() && keyOf(ev) == keyOf(now) }
+		if now != nil && !slices.ContainsFunc(v.window.Events, told) && !slices.ContainsFunc(v.state, told) {
+			v.show(now)
 		}
 	}
 	return nil
 }
+
+// stateKey is what a state event is the state of.
+type stateKey struct{ typ, key string }
+
+func keyOf(ev *room.Event) stateKey { return stateKey{ev.Type, *ev.StateKey} }
 
 func (v *view) show(ev *room.Event) {
 	if ev != nil {
@@ -175,12 +224,11 @@ func (v *view) stateAtStart(from room.Ord, atEnd []room.StateChange, only map[mx
 	for _, ev := range v.window.Events {
 		inTimeline[ev], ids[ev.Num] = true, true
 	}
-	type key struct{ typ, stateKey string }
-	done := map[key]bool{}
+	done := map[stateKey]bool{}
 	for _, c := range atEnd {
 		if c.Event != nil && !ids[c.Event.Num] {
 			v.show(c.Event)
-			done[key{c.Type, c.StateKey}] = true
+			done[stateKey{c.Type, c.StateKey}] = true
 		}
 	}
 	if v.window.Start <= from || len(inTimeline) == 0 {
@@ -197,7 +245,7 @@ func (v *view) stateAtStart(from room.Ord, atEnd []room.StateChange, only map[mx
 		return err
 	}
 	for _, c := range atStart {
-		if k := (key{c.Type, c.StateKey}); !done[k] {
+		if k := (stateKey{c.Type, c.StateKey}); !done[k] {
 			v.show(c.Event)
 			done[k] = true
 		}
@@ -206,7 +254,7 @@ func (v *view) stateAtStart(from room.Ord, atEnd []room.StateChange, only map[mx
 		return nil
 	}
 	for _, c := range atEnd { // of the timeline, but in force before it
-		if !done[key{c.Type, c.StateKey}] {
+		if !done[stateKey{c.Type, c.StateKey}] {
 			v.show(c.Event)
 		}
 	}
@@ -338,7 +386,7 @@ func (v *view) writeJoined(arrived bool) ([]byte, error) {
 }
 
 // writeEvents writes timeline and state, without the closing brace; some is
-// false if both are empty.
+// false if there is nothing to tell.
 func (v *view) writeEvents() (dst []byte, some bool, err error) {
 	dst = append(make([]byte, 0, 1024*(1+len(v.window.Events))), `{"timeline":{"limited":`...)
 	if v.window.Limited {
@@ -357,7 +405,7 @@ func (v *view) writeEvents() (dst []byte, some bool, err error) {
 		return nil, false, err
 	}
 	v.noteMembers(state)
-	return append(dst, "]}"...), len(v.window.Events)+len(state) > 0, nil
+	return append(dst, "]}"...), len(v.window.Events)+len(state) > 0 || v.shortened, nil
 }
 
 func (v *view) filteredState() []*room.Event {

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"parley/internal/httpx"
+	"parley/room"
+	"parley/storage/intern"
 )
 
 // Token is a point in a client's stream: what a client that has it knows.
@@ -13,17 +15,30 @@ import (
 // In text it is "s" and the base64url form of a version byte and three
 // unsigned varints: the position, the serial of typing, and how far the
 // device's to-device messages have been delivered, as a distance back from the
-// position (0 unless more are waiting than one response holds).
+// position (0 unless more are waiting than one response holds). Version 2 has
+// two more for each of Lost.
 type Token struct {
 	Pos      uint64 // stream position
 	Typing   uint64 // serial of the last typing change
 	ToDevice uint64 // position of the last to-device message; at most Pos
+	Lost     []lost // at most maxLost
+}
+
+// lost is a state event that the client has seen in a timeline, and so takes
+// for the room's state, although it lost against another one in state
+// resolution. The next response sets that right.
+type lost struct {
+	rid intern.RID
+	num room.Num
 }
 
 const (
-	tokenVersion = 1
-	// maxToken bounds a token in bytes: three varints of ten bytes at most.
-	maxToken = 1 + (1+3*binary.MaxVarintLen64+2)/3*4
+	tokenVersion     = 1
+	tokenVersionLost = 2
+	maxLost          = 8
+	// maxToken bounds a token in bytes: three varints of ten bytes at most, and
+	// two of five for each lost event.
+	maxToken = 1 + (1+3*binary.MaxVarintLen64+2*maxLost*binary.MaxVarintLen32+2)/3*4
 )
 
 // String writes the token.
@@ -33,6 +48,13 @@ func (t Token) String() string {
 	b = binary.AppendUvarint(b, t.Pos)
 	b = binary.AppendUvarint(b, t.Typing)
 	b = binary.AppendUvarint(b, t.Pos-min(t.ToDevice, t.Pos))
+	if len(t.Lost) > 0 {
+		b[0] = tokenVersionLost
+	}
+	for _, l := range t.Lost {
+		b = binary.AppendUvarint(b, uint64(l.rid))
+		b = binary.AppendUvarint(b, uint64(l.num))
+	}
 	return "s" + base64.RawURLEncoding.EncodeToString(b)
 }
 
@@ -46,23 +68,33 @@ func parseToken(s string) (Token, error) {
 		return Token{}, errToken()
 	}
 	b, err := base64.RawURLEncoding.DecodeString(rest)
-	if err != nil || len(b) == 0 || b[0] != tokenVersion {
+	if err != nil || len(b) == 0 {
 		return Token{}, errToken()
 	}
-	var v [3]uint64
-	b = b[1:]
-	for i := range v {
-		n := 0
-		if v[i], n = binary.Uvarint(b); n <= 0 {
-			return Token{}, errToken()
-		}
-		b = b[n:]
+	v, ok := uvarints(b[1:], 3+2*maxLost)
+	if !ok || len(v) < 3 || len(v)%2 == 0 {
+		return Token{}, errToken()
 	}
 	t := Token{Pos: v[0], Typing: v[1], ToDevice: v[0] - min(v[2], v[0])}
-	if t.String() != s {
+	for v = v[3:]; len(v) > 0; v = v[2:] {
+		t.Lost = append(t.Lost, lost{intern.RID(v[0]), room.Num(v[1])})
+	}
+	if t.String() != s { // the version is wrong, or a number too large
 		return Token{}, errToken()
 	}
 	return t, nil
+}
+
+// uvarints reads at most n numbers, to the end.
+func uvarints(b []byte, n int) (out []uint64, ok bool) {
+	for len(b) > 0 {
+		v, size := binary.Uvarint(b)
+		if size <= 0 || len(out) == n {
+			return nil, false
+		}
+		out, b = append(out, v), b[size:]
+	}
+	return out, true
 }
 
 // ParseToken gives the stream position of a token, which is also a place in
