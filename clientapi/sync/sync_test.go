@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	gosync "sync"
 	"testing"
 	"time"
 
@@ -728,29 +729,25 @@ func TestOrderUnderConcurrentWriters(t *testing.T) {
 	r.join(id, bob)
 	r.join(id, carol)
 	const each = 60
-	done := make(chan struct{})
+	var writers gosync.WaitGroup
 	for _, u := range users {
-		go func() {
+		writers.Go(func() {
 			for i := range each {
 				r.say(id, u, fmt.Sprintf("%s %d", u.Localpart(), i))
 			}
-			done <- struct{}{}
-		}()
+		})
 	}
+	done := make(chan struct{})
+	go func() { writers.Wait(); close(done) }()
 	a := r.as(alice, "A")
 	a.filter = `{"room":{"timeline":{"limit":4}}}`
 	m := newModel(a)
 	m.sync(false)
-	for left := len(users); left > 0; {
+	for open := true; open; {
 		select {
 		case <-done:
-			left--
+			open = false
 		default:
-			since := a.since
-			m.apply(a.syncWait(r.ctx, time.Minute), since)
-		}
-		if left == 1 {
-			// the last writer may have been seen to its end already
 			m.sync(false)
 		}
 	}
