@@ -2,9 +2,11 @@ package room
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 
 	"parley/internal/mxid"
+	"parley/room/eventform"
 )
 
 const (
@@ -58,6 +60,44 @@ func TestRemoteJoin(t *testing.T) {
 			}
 			f.converged(room, sa, sb)
 		})
+	}
+}
+
+// TestSendJoinOmitsMembers: of the members only the heroes are told, and no
+// event twice, but every event that another one names as its auth event.
+func TestSendJoinOmitsMembers(t *testing.T) {
+	f := newFarm(t, sa, sb)
+	a := f.nodes[sa]
+	room := together(f, "11")
+	member, err := a.s.CurrentState(a.ctx, a.rid(room), typeMember, string(dave))
+	a.ok(err)
+	for _, omit := range []bool{false, true} {
+		ans, err := a.s.HandleSendJoin(a.ctx, sb, room, member.ID, member.JSON, omit)
+		a.ok(err)
+		if ans.MembersOmitted != omit || omit != slices.Contains(ans.ServersInRoom, sa) {
+			t.Fatalf("omitted %v, servers %v", ans.MembersOmitted, ans.ServersInRoom)
+		}
+		times := map[mxid.EventID]int{}
+		var forms []*eventform.Form
+		for _, js := range append(append(ans.State, ans.Auth...), ans.Event) {
+			form, err := eventform.Parse("11", js)
+			a.ok(err)
+			times[form.ID]++
+			forms = append(forms, form)
+		}
+		for _, form := range forms {
+			if omit && times[form.ID] != 1 {
+				t.Errorf("%s is there %d times", form.Type, times[form.ID])
+			}
+			for _, id := range form.Auth {
+				if times[id] == 0 {
+					t.Errorf("omit %v: an auth event of %s is missing", omit, form.Type)
+				}
+			}
+		}
+		if twice := len(forms) > len(times); twice == omit {
+			t.Errorf("omit %v: %d events, %d of them different", omit, len(forms), len(times))
+		}
 	}
 }
 

@@ -53,8 +53,20 @@ func (s *Service) HandleSendJoin(ctx context.Context, origin mxid.ServerName, ro
 	if err != nil {
 		return SendJoinAnswer{}, err
 	}
+	if omitMembers {
+		chain = except(chain, state)
+	}
 	a.State, a.Auth = rawAll(state), rawAll(chain)
 	return a, nil
+}
+
+// except leaves out of a list what another one has.
+func except(list, other []*Event) []*Event {
+	has := make(map[Num]bool, len(other))
+	for _, ev := range other {
+		has[ev.Num] = true
+	}
+	return slices.DeleteFunc(list, func(ev *Event) bool { return has[ev.Num] })
 }
 
 // withoutMembers leaves the member events out of a state, except those of the
