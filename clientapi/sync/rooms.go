@@ -531,10 +531,10 @@ func (v *view) appendEphemeral(dst []byte, arrived bool) (out []byte, some bool,
 			some = bytes.Contains(receipts, appendString(nil, string(b.req.User)))
 		}
 	}
-	if len(events) == 0 {
+	if len(events) == 0 && !v.fresh {
 		return dst, some, nil
 	}
-	return appendEvents(append(dst, `,"ephemeral":`...), events), true, nil
+	return appendEvents(append(dst, `,"ephemeral":`...), events), some || len(events) > 0, nil
 }
 
 // appendAccountData writes the user's data of the room.
