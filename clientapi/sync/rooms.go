@@ -511,7 +511,7 @@ func (v *view) appendEphemeral(dst []byte, arrived bool) (out []byte, some bool,
 	if r.wants(&r.f.Room.Ephemeral, v.t.id, "m.typing") && (b.typing[rid] || arrived) {
 		users, serial := b.h.cfg.Rooms.Typing(v.ctx, rid)
 		users = slices.DeleteFunc(users, b.ignored)
-		if serial != 0 && (len(users) > 0 || b.req.Since != nil) {
+		if serial != 0 {
 			ev := append(appendUsers([]byte(`{"type":"m.typing","content":{"user_ids":`), users), "}}"...)
 			events = append(events, ev)
 		}
