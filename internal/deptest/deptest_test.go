@@ -23,7 +23,7 @@ var layers = map[string]int{
 
 	"user": 2, "keys/e2e": 2, "federation/fedclient": 2,
 
-	"room": 3, "room/stateres": 3, "clientapi/filter": 4, "room/eventform": 3, "room/authrules": 3, "room/statetree": 3, "user/push": 3,
+	"room": 3, "sfu": 3, "room/stateres": 3, "clientapi/filter": 4, "room/eventform": 3, "room/authrules": 3, "room/statetree": 3, "user/push": 3,
 
 	"clientapi": 4, "clientapi/sync": 4, "federation": 4, "federation/sender": 4, "mediaapi": 4,
 
