@@ -186,6 +186,19 @@ func (s *Sender) Idle() bool {
 	return true
 }
 
+// Sending counts the destinations that are being sent to right now.
+func (s *Sender) Sending() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, d := range s.dests {
+		if d.running {
+			n++
+		}
+	}
+	return n
+}
+
 // Backlog counts the destinations that have something to get, and those of
 // them that couldn't be reached the last time.
 func (s *Sender) Backlog() (waiting, failing int) {

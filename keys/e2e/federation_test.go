@@ -202,6 +202,8 @@ func TestUpdatesThatDoNotFollow(t *testing.T) {
 		must(t, here.ReceiveDeviceList(ctx, thereName, encode(edu)))
 		now, err := list(here.reader(ctx), here.uidOf(bob))
 		must(t, err)
+		// A fetch that still meets the server down would be shared.
+		eventually(t, "the first try has ended", func() bool { return !here.resync.busy(thereName) })
 		n.setDown(thereName, false)
 		must(t, here.fetch(ctx, bob, here.uidOf(bob)))
 		return now.Stale
