@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -34,14 +35,15 @@ import (
 
 // Net is some servers that know each other as "a", "b" and so on.
 type Net struct {
-	t     testing.TB
-	Clock *clock.Fake
-	dir   string
-	ca    *node.Authority
-	order []string
-	srv   map[string]*Server
-	rooms map[string]mxid.RoomID // by the names that scripts give them
-	said  map[string]mxid.EventID
+	t      testing.TB
+	Clock  *clock.Fake
+	dir    string
+	ca     *node.Authority
+	order  []string
+	subnet [2]byte // the middle of this net's loopback addresses
+	srv    map[string]*Server
+	rooms  map[string]mxid.RoomID // by the names that scripts give them
+	said   map[string]mxid.EventID
 }
 
 // Server is one of them.
@@ -51,7 +53,6 @@ type Server struct {
 	short string
 	name  mxid.ServerName
 	index int
-	port  int
 	log   *log
 	links map[string]*relay // to the others, by short name
 }
@@ -74,24 +75,23 @@ func (l *log) String() string {
 	return l.b.String()
 }
 
-// New starts servers with these short names. The test's end stops and checks
-// them.
+// New starts servers with these short names, at most 15. The test's end stops
+// and checks them.
 func New(t testing.TB, names ...string) *Net {
 	t.Helper()
 	before := runtime.NumGoroutine()
-	n := &Net{t: t, Clock: clock.NewFake(time.Now()), dir: t.TempDir(), order: names, srv: map[string]*Server{}, rooms: map[string]mxid.RoomID{}, said: map[string]mxid.EventID{}}
+	n := &Net{t: t, Clock: clock.NewFake(time.Now()), dir: t.TempDir(), order: names, subnet: [2]byte{byte(1 + rand.IntN(254)), byte(rand.IntN(256))}, srv: map[string]*Server{}, rooms: map[string]mxid.RoomID{}, said: map[string]mxid.EventID{}}
 	var err error
 	if n.ca, err = node.OpenAuthority(filepath.Join(n.dir, "ca")); err != nil {
 		t.Fatal(err)
 	}
 	for i, short := range names {
-		port := freePort(t)
-		n.srv[short] = &Server{net: n, short: short, index: i, port: port, name: mxid.ServerName(fmt.Sprintf("%s.test:%d", short, port)), log: &log{}, links: map[string]*relay{}}
+		n.srv[short] = &Server{net: n, short: short, index: i, name: mxid.ServerName(fmt.Sprintf("%s.test:%d", short, port)), log: &log{}, links: map[string]*relay{}}
 	}
 	for _, from := range names {
 		for _, to := range names {
 			if from != to {
-				n.srv[from].links[to] = newRelay(t, n.srv[from].address(n.srv[to]), fmt.Sprintf("127.0.0.1:%d", n.srv[to].port))
+				n.srv[from].links[to] = newRelay(t, n.srv[from].address(n.srv[to]), n.srv[to].home().String())
 			}
 		}
 	}
@@ -102,20 +102,22 @@ func New(t testing.TB, names ...string) *Net {
 	return n
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+// port is the same for all servers: each has addresses of its own, in a part
+// of the loopback net drawn anew for each Net, so that tests of several
+// processes don't meet, and a restarted server finds its address free.
+const port = 18448
+
+// home is where a server listens.
+func (s *Server) home() netip.AddrPort { return s.net.loopback(byte(1 + s.index)) }
+
+// address is where s reaches another server: an address for each pair, so that
+// each direction of each link can be cut by itself.
+func (s *Server) address(to *Server) netip.AddrPort {
+	return s.net.loopback(byte(16*(1+s.index) + to.index))
 }
 
-// address is where s reaches another server: an address of the loopback net
-// for each pair, so that each direction of each link can be cut by itself.
-func (s *Server) address(to *Server) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(1 + s.index), byte(1 + to.index), 1}), uint16(to.port))
+func (n *Net) loopback(last byte) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, n.subnet[0], n.subnet[1], last}), port)
 }
 
 // LookupNetIP resolves the names of the net, as one server sees them.
@@ -148,7 +150,7 @@ func (s *Server) start() {
 	}
 	crt, key := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
 	c.DataDir, c.ListenClient, c.ListenMetrics = filepath.Join(dir, "data"), "", ""
-	c.ListenHTTPS, c.TLSCert, c.TLSKey = fmt.Sprintf("127.0.0.1:%d", s.port), crt, key
+	c.ListenHTTPS, c.TLSCert, c.TLSKey = s.home().String(), crt, key
 	c.TrustedCAs = []string{filepath.Join(s.net.dir, "ca", "ca.crt")}
 	c.FederationAllow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	c.PasswordMemory, c.RateLimits, c.LogLevel = 64<<10, false, "debug"
@@ -286,5 +288,5 @@ func (n *Net) Client(short string) (*http.Client, string) {
 	pool.AppendCertsFromPEM(pem)
 	s := n.srv[short]
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: short + ".test"}}},
-		fmt.Sprintf("https://127.0.0.1:%d", s.port)
+		"https://" + s.home().String()
 }
