@@ -30,15 +30,25 @@ type Signer interface {
 // gomatrixserverlib.EventValidationError for an event that is too large.
 // spec: server-server API, "Adding hashes and signatures to outgoing events"
 func Build(p *gomatrixserverlib.ProtoEvent, ts int64, s Signer) (gomatrixserverlib.PDU, error) {
+	return BuildSticky(p, ts, NotSticky, s)
+}
+
+// BuildSticky is Build for an event that is to be sticky for so many
+// milliseconds, or NotSticky. Events of room versions 1 and 2 can't be:
+// ErrForm.
+func BuildSticky(p *gomatrixserverlib.ProtoEvent, ts, sticky int64, s Signer) (gomatrixserverlib.PDU, error) {
 	version := p.Version.Version()
 	v, ok := rulesOf(string(version))
 	if !ok {
 		return nil, malformed("unknown room version")
 	}
 	if !v.hashedIDs {
+		if sticky != NotSticky {
+			return nil, malformed("sticky event")
+		}
 		return s.BuildEvent(p.Version.NewEventBuilderFromProtoEvent(p), version, ts)
 	}
-	parts, err := assemble(v, p, ts)
+	parts, err := assemble(v, p, ts, sticky)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +81,7 @@ func (p eventParts) join(hashes, signatures []byte) []byte {
 func jsonString(s string) []byte { return jsonx.AppendString(nil, s) }
 
 // assemble writes the members in their canonical order.
-func assemble(v *rules, p *gomatrixserverlib.ProtoEvent, ts int64) (parts eventParts, err error) {
+func assemble(v *rules, p *gomatrixserverlib.ProtoEvent, ts, sticky int64) (parts eventParts, err error) {
 	lim := jsonx.Event
 	lim.Integers, lim.FoldTop = v.integers, false
 	if err := jsonx.Check(p.Content, lim); err != nil {
@@ -86,7 +96,11 @@ func assemble(v *rules, p *gomatrixserverlib.ProtoEvent, ts int64) (parts eventP
 	b = strconv.AppendInt(append(b, `,"depth":`...), p.Depth, 10)
 	parts.head = append(b, ',')
 
-	b = strconv.AppendInt([]byte(`"origin_server_ts":`), ts, 10)
+	b = nil
+	if sticky != NotSticky {
+		b = fmt.Appendf(b, `"%s":{"duration_ms":%d},`, StickyMember, sticky)
+	}
+	b = strconv.AppendInt(append(b, `"origin_server_ts":`...), ts, 10)
 	b = idList(append(b, `,"prev_events":`...), p.PrevEvents)
 	if p.Redacts != "" {
 		b = jsonx.AppendString(append(b, `,"redacts":`...), p.Redacts)
