@@ -65,9 +65,11 @@ func (s *Session) Offer(local Local, restart bool) (*Result, error) {
 		s.sections = []*section{{mid: "0", kind: Data}}
 	}
 	s.assign(res)
-	group := make([]string, len(s.sections))
-	for i, sec := range s.sections {
-		group[i] = sec.mid
+	var group []string
+	for _, sec := range s.sections {
+		if !sec.rejected {
+			group = append(group, sec.mid)
+		}
 	}
 	w := s.write(local, true, group, "actpass")
 	for _, sec := range s.sections {
@@ -115,6 +117,8 @@ func (s *Session) offerSection(w *writer, sec *section) {
 	sec.offered = sec.track
 	exts := offered(sec.kind, sec.codec.Name)
 	switch {
+	case sec.rejected:
+		w.reject(&Media{Mid: sec.mid, name: sec.kind.String(), proto: "UDP/TLS/RTP/SAVPF", formats: []string{"0"}})
 	case sec.kind == Data:
 		w.data(sec.mid, s.cfg.MaxMessage)
 	case sec.track != nil:
@@ -157,7 +161,7 @@ func (s *Session) confirm(res *Result, sec *section, m *Media) {
 	}
 	c, ok := find(m.Codecs, sec.codec)
 	if !ok || !m.usable || !m.Recv {
-		sec.rejected = !m.usable
+		sec.rejected = m.port == 0
 		s.Remove(t.ID)
 		res.Unsupported = append(res.Unsupported, t.ID)
 		sec.freed = false

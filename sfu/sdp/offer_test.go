@@ -16,7 +16,8 @@ func reply(t *testing.T, offer string, reject ...string) *Description {
 		i := strings.Index(answer, "a=mid:"+mid+"\r\n")
 		j := strings.LastIndex(answer[:i], " 9 UDP/TLS")
 		answer = answer[:j] + " 0 UDP/TLS" + answer[j+len(" 9 UDP/TLS"):]
-		answer = strings.Replace(answer, " "+mid, "", 1)
+		k := strings.Index(answer, "BUNDLE")
+		answer = answer[:k] + strings.Replace(answer[k:], " "+mid, "", 1)
 	}
 	d, err := Parse(answer)
 	if err != nil {
