@@ -111,7 +111,7 @@ func TestRejectedOffer(t *testing.T) {
 		t.Fatalf("%+v", res)
 	}
 	s.Add(cam("2", "VP8"))
-	if res := accept(t, s, offer(t, s), "2"); len(res.Sent) != 2 || res.Sent[1].Mid != "3" {
+	if res := accept(t, s, offer(t, s)); len(res.Sent) != 2 || res.Sent[1].Mid != "3" {
 		t.Fatalf("%+v", res)
 	}
 }
