@@ -47,6 +47,7 @@ func openSmall(dir string) (storage.KV, error) {
 }
 
 func TestPowerCuts(t *testing.T) {
+	withoutRace(t)
 	var all storagetest.Result
 	for seed := *crashSeed; all.Crashes < *powerCuts; seed++ {
 		r, err := storagetest.PowerCuts(seed, func(d *simdisk.Disk, rng *rand.Rand) (storage.KV, error) {

@@ -100,6 +100,7 @@ func TestRetriesAreSpaced(t *testing.T) {
 // TestRandomFaults runs the mixed load while operations of all kinds fail at
 // random, with power cuts in between: nothing acknowledged may be lost.
 func TestRandomFaults(t *testing.T) {
+	withoutRace(t)
 	for seed := uint64(1); seed <= 12; seed++ {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		d, clk := simdisk.New(seed), clock.NewFake(epoch)
@@ -177,6 +178,7 @@ func runUntilFailure(t *testing.T, e *Engine, load storagetest.Workload, acked s
 // TestFullDisk fills the disk: writes are refused, reads go on, and when there
 // is space again, so do writes, with nothing lost.
 func TestFullDisk(t *testing.T) {
+	withoutRace(t)
 	d, clk := simdisk.New(1), clock.NewFake(epoch)
 	opts := Options{FS: d, WriteBytes: 64 << 10, CacheBytes: 1 << 20, Clock: clk}
 	e, err := Open("/db", opts)
@@ -206,6 +208,7 @@ func TestFullDisk(t *testing.T) {
 
 // TestCommitterSurvivesAFailingDisk checks what callers of Do see.
 func TestCommitterSurvivesAFailingDisk(t *testing.T) {
+	withoutRace(t)
 	d, clk := simdisk.New(1), clock.NewFake(epoch)
 	e, err := Open("/db", Options{FS: d, Clock: clk})
 	must(t, err)
