@@ -137,6 +137,9 @@ type SendParams struct {
 	Redacts   mxid.EventID
 	Timestamp int64  // 0 = now; only for application services
 	TxnKey    string // "" or device + txn ID + path: the same key gives the same event
+	// Sticky is for how many milliseconds the event is sticky; nil: it isn't.
+	// spec: MSC4354
+	Sticky *int64
 }
 
 // MembershipParams asks for a membership change.

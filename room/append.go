@@ -103,12 +103,29 @@ func (w *work) addLive(pdu gomatrixserverlib.PDU, before statetree.Root, flags F
 	}
 	if flags&hidden != 0 {
 		ev.meta.current = ev.meta.after
-		return ev, w.store(ev, stored)
+		err := w.store(ev, stored)
+		if flags&FlagSoftFailed != 0 {
+			w.stickFailed(ev)
+		}
+		return ev, err
 	}
 	old := w.sum.root
 	if err := w.advance(ev); err != nil {
 		return nil, err
 	}
+	w.takePos(ev)
+	if err := w.store(ev, stored); err != nil {
+		return nil, err
+	}
+	w.stick(ev)
+	if err := w.wentLive(ev, old); err != nil {
+		return nil, err
+	}
+	return ev, w.mergeForks(ev)
+}
+
+// takePos stages the next place at the end of the timeline for an event.
+func (w *work) takePos(ev *Event) {
 	w.op(func(tx *storage.Tx) error {
 		pos := tx.NextPos()
 		ev.Ord = LiveOrd(pos)
@@ -116,13 +133,6 @@ func (w *work) addLive(pdu gomatrixserverlib.PDU, before statetree.Root, flags F
 		w.sum.last, w.sum.pos = ev.Ord, max(w.sum.pos, pos)
 		return nil
 	})
-	if err := w.store(ev, stored); err != nil {
-		return nil, err
-	}
-	if err := w.wentLive(ev, old); err != nil {
-		return nil, err
-	}
-	return ev, w.mergeForks(ev)
 }
 
 // addPast puts an event that came before what is known at a place in the
@@ -142,6 +152,7 @@ func (w *work) addPast(pdu gomatrixserverlib.PDU, before statetree.Root, flags F
 	if err := w.store(ev, stored); err != nil || flags&hidden != 0 {
 		return ev, err
 	}
+	w.stick(ev)
 	if err := w.relate(ev); err != nil {
 		return nil, err
 	}
@@ -323,6 +334,12 @@ func (w *work) wentLive(ev *Event, old statetree.Root) error {
 	if err := w.stateChanged(ev, old, w.sum.root); err != nil {
 		return err
 	}
+	w.pushSticky(before)
+	if ev.IsState() {
+		if err := w.supersede(ev); err != nil {
+			return err
+		}
+	}
 	if err := w.relate(ev); err != nil {
 		return err
 	}
@@ -338,6 +355,9 @@ func (w *work) wentLive(ev *Event, old statetree.Root) error {
 		w.op(f)
 	}
 	w.wakeLocal(ev)
+	if old != w.sum.root {
+		return w.reviewSticky()
+	}
 	return nil
 }
 

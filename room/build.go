@@ -33,6 +33,20 @@ type draft struct {
 	redacts  mxid.EventID
 	ts       int64 // 0: now
 	txn      string
+	delayID  string // of a delayed event that is sent
+	sticky   *int64 // milliseconds; nil: not sticky
+}
+
+// delayTxn begins the transaction key of an event that was delayed: no device
+// has an empty name. Its ID follows, which its sender gets to see.
+const delayTxn = "\x00delay\x00"
+
+// origin is what is stored as the event's transaction key.
+func (d *draft) origin() string {
+	if d.delayID != "" {
+		return delayTxn + d.delayID
+	}
+	return d.txn
 }
 
 // send builds, authorises and appends a local event. A state event that
@@ -45,7 +59,7 @@ func (w *work) send(d draft) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	return w.addLive(pdu, before, FlagLocal, d.txn)
+	return w.addLive(pdu, before, FlagLocal, d.origin())
 }
 
 // unchanged returns the current state event that d repeats, nil if there is
@@ -89,7 +103,11 @@ func (w *work) buildRaw(d draft) (gomatrixserverlib.PDU, statetree.Root, error) 
 	if ts == 0 {
 		ts = w.now
 	}
-	pdu, err := eventform.Build(proto, ts, w.svc.cfg.Signer)
+	sticky := eventform.NotSticky
+	if d.sticky != nil {
+		sticky = min(*d.sticky, eventform.MaxSticky)
+	}
+	pdu, err := eventform.BuildSticky(proto, ts, sticky, w.svc.cfg.Signer)
 	if err != nil {
 		return nil, before, buildError(err)
 	}

@@ -63,6 +63,9 @@ func (s *Service) Send(ctx context.Context, p SendParams) (mxid.EventID, error) 
 	if err != nil {
 		return "", err
 	}
+	if err := stickable(h.version, p.Sticky); err != nil {
+		return "", err
+	}
 	if p.Type == typeMember && p.StateKey != nil {
 		return s.sendMember(ctx, h, p)
 	}
@@ -71,7 +74,7 @@ func (s *Service) Send(ctx context.Context, p SendParams) (mxid.EventID, error) 
 			return "", err
 		}
 	}
-	d := draft{typ: p.Type, stateKey: p.StateKey, sender: p.Sender, content: p.Content, redacts: p.Redacts, ts: p.Timestamp, txn: p.TxnKey}
+	d := draft{typ: p.Type, stateKey: p.StateKey, sender: p.Sender, content: p.Content, redacts: p.Redacts, ts: p.Timestamp, txn: p.TxnKey, sticky: p.Sticky}
 	if p.Type == typeRedaction && p.StateKey == nil {
 		if err := d.setRedacts(h.version); err != nil {
 			return "", err

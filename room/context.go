@@ -42,10 +42,21 @@ func (s *Service) eventFor(ctx context.Context, room mxid.RoomID, user mxid.User
 	return v, ev, nil
 }
 
-// EventFor is one event that the user may see; M_NOT_FOUND otherwise.
+// EventFor is one event that the user may see; M_NOT_FOUND otherwise. What is
+// sticky is for everybody in the room.
 func (s *Service) EventFor(ctx context.Context, room mxid.RoomID, user mxid.UserID, id mxid.EventID) (*Event, error) {
 	_, ev, err := s.eventFor(ctx, room, user, id)
-	return ev, err
+	var hidden *httpx.Error
+	if !errors.As(err, &hidden) {
+		return ev, err
+	}
+	if m, merr := s.Membership(ctx, room, user); merr != nil || m != Join {
+		return nil, err
+	}
+	if ev, lerr := s.Load(ctx, room, id); lerr == nil && s.sticky.live(ev.RID, ev.Num) {
+		return ev, nil
+	}
+	return nil, err
 }
 
 // ContextResult is what surrounds an event.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"parley/internal/await"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -161,7 +162,7 @@ func TestJobRollback(t *testing.T) {
 	wg.Go(func() {
 		r.ok(r.s.onRoom(r.ctx, rid, func(*work) error { <-gate; return nil }))
 	})
-	soon(t, "the room is busy", func() bool { h, err := r.s.room(r.ctx, rid); return err == nil && !h.inbox.Idle() })
+	await.Until(t, "the room is busy", func() bool { h, err := r.s.room(r.ctx, rid); return err == nil && !h.inbox.Idle() })
 	h, err := r.s.room(r.ctx, rid)
 	r.ok(err)
 	boom := errors.New("boom")
@@ -184,7 +185,7 @@ func TestJobRollback(t *testing.T) {
 			}
 		})
 	}
-	soon(t, "all wait", func() bool { return h.inbox.Len() == 9 })
+	await.Until(t, "all wait", func() bool { return h.inbox.Len() == 9 })
 	close(gate)
 	wg.Wait()
 	for i := range 9 {
@@ -208,14 +209,14 @@ func TestQueueLimits(t *testing.T) {
 	}()
 	h, err := r.s.room(r.ctx, rid)
 	r.ok(err)
-	soon(t, "the room is busy", func() bool { return !h.inbox.Idle() && h.inbox.Len() == 0 })
+	await.Until(t, "the room is busy", func() bool { return !h.inbox.Idle() && h.inbox.Len() == 0 })
 	ctx, cancel := context.WithCancel(r.ctx)
 	ran := atomic.Int32{}
 	done := make(chan error, 2*maxQueue)
 	for range maxQueue {
 		go func() { done <- r.s.onRoom(ctx, rid, func(*work) error { ran.Add(1); return nil }) }()
 	}
-	soon(t, "the queue is full", func() bool { return h.inbox.Len() == maxQueue })
+	await.Until(t, "the queue is full", func() bool { return h.inbox.Len() == maxQueue })
 	r.refused(r.s.onRoom(r.ctx, rid, func(*work) error { return nil }), "M_LIMIT_EXCEEDED")
 	cancel()
 	for range maxQueue {
@@ -224,7 +225,7 @@ func TestQueueLimits(t *testing.T) {
 		}
 	}
 	close(gate)
-	soon(t, "the queue is empty", func() bool { return h.inbox.Idle() })
+	await.Until(t, "the queue is empty", func() bool { return h.inbox.Idle() })
 	r.say(room, alice, "x")
 	if ran.Load() != 0 {
 		t.Fatalf("%d jobs ran for nobody", ran.Load())
@@ -262,7 +263,7 @@ func TestEviction(t *testing.T) {
 			}
 		})
 	}
-	soon(t, "all sent", func() bool { return len(r.timeline(room)) >= 206 })
+	await.Until(t, "all sent", func() bool { return len(r.timeline(room)) >= 206 })
 	close(stop)
 	wg.Wait()
 	checkGraph(t, r, room)
@@ -290,7 +291,7 @@ func TestRingBudget(t *testing.T) {
 	if got := r.s.ringBytes.Load(); got != before || got < 20*16*800 {
 		t.Fatalf("rings take %d, accounted %d", before, got)
 	}
-	soon(t, "rooms are idle", func() bool {
+	await.Until(t, "rooms are idle", func() bool {
 		r.s.mu.Lock()
 		defer r.s.mu.Unlock()
 		for _, h := range r.s.hot {

@@ -281,6 +281,9 @@ func initialPowers(p CreateParams) (json.RawMessage, error) {
 		"events": map[string]int64{
 			typeName: 50, typeAvatar: 50, typeAlias: 50, typePowerLevels: 100, typeHistory: 100,
 			typeTombstone: tombstone, typeServerACL: 100, typeEncryption: 100,
+			// Who may write may be in a call.
+			"org.matrix.msc3401.call.member": 0, "m.call.member": 0,
+			"org.matrix.msc4143.rtc.member": 0, "m.rtc.member": 0,
 		},
 	}
 	if p.Preset == "public_chat" {

@@ -281,7 +281,7 @@ func TestStagedEventsWait(t *testing.T) {
 	f.heal(sa, sb)
 	for range 20 {
 		f.clock.Advance(10 * time.Minute)
-		b.waitIdle()
+		f.waitDue(b)
 		if b.sees(room, last) {
 			break
 		}
@@ -295,15 +295,10 @@ func TestStagedEventsWait(t *testing.T) {
 	f.converged(room, sa, sb)
 }
 
-// waitIdle lets timers that have come due run.
-func (n *node) waitIdle() {
-	for range 100 {
-		time.Sleep(100 * time.Microsecond)
-		n.settle()
-		if n.s.intake.idle() {
-			return
-		}
-	}
+// waitDue lets timers that have come due run, and what they start.
+func (f *farm) waitDue(n *node) {
+	f.clock.Wait()
+	n.settle()
 }
 
 // dropMessages loses what isn't state. (A server that never hears that its
@@ -393,7 +388,7 @@ func randomRoom(t *testing.T, version string, seed uint64) int {
 			_, _ = n.s.Send(n.ctx, SendParams{Room: room, Sender: userOf[name], Type: "m.room.message", Content: message("end")})
 			f.pump()
 			for _, n := range f.nodes {
-				n.waitIdle()
+				f.waitDue(n)
 			}
 			f.pump()
 		}

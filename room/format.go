@@ -11,6 +11,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"parley/internal/mxid"
+	"parley/room/eventform"
 	"parley/storage"
 	"parley/storage/intern"
 )
@@ -130,7 +131,7 @@ func (f *Formatter) appendFields(dst []byte, ev *Event) []byte {
 			return true
 		case "redacts":
 			redactsAtTop = true
-		case "origin_server_ts", "sender", "state_key", "type":
+		case "origin_server_ts", "sender", "state_key", "type", eventform.StickyMember:
 		default:
 			return true
 		}
@@ -167,6 +168,13 @@ func (f *Formatter) appendUnsigned(dst []byte, ev *Event) ([]byte, error) {
 		dst = append(dst, `,"transaction_id":`...)
 		dst = appendString(dst, id)
 	}
+	if id, ok := strings.CutPrefix(ev.txn, delayTxn); ok && ev.Sender == f.o.Viewer {
+		for _, name := range delayIDNames {
+			dst = append(appendString(append(dst, ','), name), ':')
+			dst = appendString(dst, id)
+		}
+	}
+	dst = f.appendSticky(dst, ev)
 	dst, err := f.appendMembership(dst, ev)
 	if err != nil {
 		return nil, err
@@ -185,6 +193,21 @@ func (f *Formatter) appendUnsigned(dst []byte, ev *Event) ([]byte, error) {
 		return f.appendAggregation(dst, ev, a)
 	}
 	return dst, nil
+}
+
+// delayIDNames are the members of unsigned that tell the sender of a delayed
+// event which one it was. spec: MSC4140
+var delayIDNames = [...]string{"delay_id", "org.matrix.msc4140.delay_id"}
+
+// appendSticky writes for how much longer a sticky event is that.
+// spec: MSC4354, "Sync API changes"
+func (f *Formatter) appendSticky(dst []byte, ev *Event) []byte {
+	end, ok := f.s.sticky.end(ev.RID, ev.Num)
+	if !ok || end <= f.now {
+		return dst
+	}
+	dst = append(dst, `,"msc4354_sticky_duration_ttl_ms":`...)
+	return strconv.AppendInt(dst, end-f.now, 10)
 }
 
 // transactionID is the client's own ID of an event that the device sent. The

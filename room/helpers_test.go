@@ -352,15 +352,3 @@ func (r *rig) verifyTimeline(h *hot, room mxid.RoomID) {
 }
 
 func content(ev *Event, path string) string { return gjson.GetBytes(ev.Content(), path).String() }
-
-// soon waits for a condition.
-func soon(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("never happened: %s", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}

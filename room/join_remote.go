@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -58,6 +59,38 @@ func (l *locks) lock(ctx context.Context, room mxid.RoomID) (unlock func(), err 
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+	}
+}
+
+// busy is closed when whoever has a room's lock gives it back; nil if nobody
+// has it.
+func (l *locks) busy(room mxid.RoomID) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.m[room]
+}
+
+// maxAwaitJoin is how long an event waits for a join to be finished.
+const maxAwaitJoin = 30 * time.Second
+
+// awaitJoin waits until the join of this server to a room that is under way, if
+// there is one, has ended: those who are in the room send their events before
+// we know its state. The error is for the sender, to come again later.
+func (s *Service) awaitJoin(ctx context.Context, room mxid.RoomID) error {
+	busy := s.joining.busy(room)
+	if busy == nil {
+		return nil
+	}
+	over := make(chan struct{})
+	stop := s.cfg.Clock.AfterFunc(maxAwaitJoin, func() { close(over) })
+	defer stop()
+	select {
+	case <-busy:
+		return nil
+	case <-over:
+		return httpx.Unavailable()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

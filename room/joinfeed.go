@@ -69,10 +69,14 @@ func (s *Service) metEverybody(ctx context.Context, rid intern.RID) {
 	}
 }
 
-// Start takes up the events that waited for others when the process ended.
+// Start takes up the events that waited for others when the process ended, and
+// begins to send delayed ones, those first that have become due meanwhile.
 // Call it once, when other servers can be asked.
-func (s *Service) Start() error { return s.intake.start() }
+func (s *Service) Start() error {
+	s.delays.start()
+	return s.intake.start()
+}
 
-// Quiet reports that no event waits for others and no join for being told of.
-// For tests.
-func (s *Service) Quiet() bool { return s.intake.idle() && s.joins.inbox.Idle() }
+// Quiet reports that no event waits for others or is due to be sent, and no
+// join for being told of. For tests.
+func (s *Service) Quiet() bool { return s.intake.idle() && s.joins.inbox.Idle() && s.delays.idle() }

@@ -3,6 +3,7 @@ package room
 import (
 	"encoding/json"
 	"fmt"
+	"parley/internal/await"
 	"sync"
 	"testing"
 	"time"
@@ -211,9 +212,9 @@ func TestTypingTable(t *testing.T) {
 	if who() != "2" {
 		t.Fatalf("%s type after 9 s", who())
 	}
-	soon(t, "alice's timeout", func() bool { c.Advance(time.Second); return who() != "2" })
-	soon(t, "other servers hear of it", func() bool { return len(out.take()) == 1 })
-	soon(t, "dave's timeout", func() bool { c.Advance(time.Second); return who() == "0" })
+	await.Until(t, "alice's timeout", func() bool { c.Advance(time.Second); return who() != "2" })
+	await.Until(t, "other servers hear of it", func() bool { return len(out.take()) == 1 })
+	await.Until(t, "dave's timeout", func() bool { c.Advance(time.Second); return who() == "0" })
 	if sent := out.take(); len(sent) != 0 {
 		t.Errorf("the end of another server's user was told: %q", sent)
 	}

@@ -31,6 +31,9 @@ func (s *Service) ReceivePDU(ctx context.Context, origin mxid.ServerName, pdu js
 		return "", httpx.BadJSON("The event names no room")
 	}
 	claimed := mxid.EventID(gjson.GetBytes(pdu, "event_id").String())
+	if err := s.awaitJoin(ctx, room); err != nil {
+		return claimed, err
+	}
 	rid, ok, err := s.cfg.Intern.LookupRoom(ctx, room)
 	if err != nil {
 		return claimed, err
@@ -77,6 +80,11 @@ func (s *Service) receiveInside(ctx context.Context, h *hot, origin mxid.ServerN
 	_, err = s.tryReceive(ctx, h, pdu, nil)
 	var hx *httpx.Error
 	busy := errors.As(err, &hx) && hx.Code == "M_LIMIT_EXCEEDED"
+	if errors.Is(err, errNoState) {
+		if taken, err := s.receiveOldSticky(ctx, h, f, pdu); taken || err != nil {
+			return err
+		}
+	}
 	if errors.Is(err, errNoState) || busy {
 		return s.intake.stage(ctx, h, origin, f)
 	}

@@ -52,6 +52,7 @@ func (w *work) redact(target, by *Event) error {
 	if err := w.unrelate(target); err != nil {
 		return err
 	}
+	w.unstick(target)
 	pdu, err := w.h.impl.NewEventFromTrustedJSONWithEventID(string(target.ID), target.JSON, false)
 	if err != nil {
 		return fmt.Errorf("room: redact: %w", err)

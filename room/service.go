@@ -2,6 +2,7 @@ package room
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -60,6 +61,8 @@ type Service struct {
 	filling locks
 	intake  *intake
 	joins   *joinFeed
+	delays  *Delays
+	sticky  *stickyTable
 
 	mu  sync.Mutex
 	hot map[intern.RID]*hot
@@ -87,14 +90,21 @@ func New(cfg Config) (*Service, error) {
 	s.changes = newChangeLog(cfg.Commit.Head())
 	s.intake = newIntake(s)
 	s.joins = newJoinFeed()
+	s.delays = newDelays(s)
+	s.sticky = newStickyTable(s)
+	if err := errors.Join(s.delays.load(context.Background()), s.sticky.load(context.Background())); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
-// Close stops filling gaps, then the room goroutines once what is queued has
+// Close stops filling gaps and sending delayed events, then the room goroutines once what is queued has
 // been done.
 func (s *Service) Close() {
 	s.typing.close()
 	s.intake.close()
+	s.delays.close()
+	s.sticky.close()
 	s.mu.Lock()
 	rooms := make([]*hot, 0, len(s.hot))
 	for _, h := range s.hot {

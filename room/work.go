@@ -40,6 +40,8 @@ type work struct {
 	byHash    map[[32]byte]Num
 	txns      map[string]Num               // transactions of this batch, by row key
 	waits     map[[32]byte][]waiting       // rw rows of this batch, by target
+	delays    map[delayKey]delayed         // delayed events that this batch has changed; never changed in place
+	stuck     []stickyEvent                // that became sticky when this batch was written
 	ops       []func(tx *storage.Tx) error // in order, on the commit goroutine
 	wake      []uint32                     // beside the joined local users
 	wakeRoom  bool                         // the joined local users too
@@ -72,11 +74,12 @@ type mark struct {
 	room    bool
 	after   int
 	graph   int
+	delays  map[delayKey]delayed
 }
 
 func (w *work) mark() mark {
 	return mark{sum: w.sum, ext: w.ext, local: w.local, servers: w.servers,
-		added: len(w.added), ops: len(w.ops), wake: len(w.wake), room: w.wakeRoom, after: len(w.after), graph: w.graphLen()}
+		added: len(w.added), ops: len(w.ops), wake: len(w.wake), room: w.wakeRoom, after: len(w.after), graph: w.graphLen(), delays: w.delays}
 }
 
 // rollback drops what was staged since m. Tree nodes stay: nothing points at
@@ -84,7 +87,7 @@ func (w *work) mark() mark {
 func (w *work) rollback(m mark) {
 	w.sum, w.ext, w.local, w.servers = m.sum, m.ext, m.local, m.servers
 	w.added, w.ops, w.wake, w.after = w.added[:m.added], w.ops[:m.ops], w.wake[:m.wake], w.after[:m.after]
-	w.wakeRoom = m.room
+	w.wakeRoom, w.delays = m.room, m.delays
 	w.cutGraph(m.graph)
 	clear(w.byNum)
 	clear(w.byHash)

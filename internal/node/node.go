@@ -201,6 +201,7 @@ func (n *Node) openServices(Options) error {
 	n.users.OnDevicesRemoved(n.e2e.RemoveDevices)
 	n.users.OnDeviceRenamed(n.e2e.DeviceRenamed)
 	n.users.OnDeactivated(n.e2e.ForgetUser)
+	n.users.OnDeactivated(n.rooms.Delays().ForgetUser)
 	n.rooms.OnJoin(n.startedSharing)
 	return nil
 }
