@@ -77,15 +77,3 @@ func TestLockAndSuspend(t *testing.T) {
 	admin.put(lock, obj{"locked": true}).ok()
 	alice.post(v3+"/logout", nil).ok() // locked users can still log out
 }
-
-func TestDelayedEventsAreNotSentAtOnce(t *testing.T) {
-	s := newServer(t)
-	alice := s.register("alice")
-	room := alice.createRoom(nil)
-	before := s.dump()
-	alice.put(rp(room, "/send/m.x/t")+"?org.matrix.msc4140.delay=1000", obj{}).fails(400, "M_UNRECOGNIZED")
-	alice.put(rp(room, "/state/m.x/k")+"?org.matrix.msc4140.delay=1000", obj{}).fails(400, "M_UNRECOGNIZED")
-	if s.dump() != before {
-		t.Error("a delayed event was sent at once")
-	}
-}

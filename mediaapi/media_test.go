@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"parley/internal/await"
 	"parley/internal/httpx"
 	"parley/keys/vault"
 	"parley/storage"
@@ -191,9 +192,9 @@ func TestInterruptedUpload(t *testing.T) {
 	fmt.Fprintf(conn, "POST /_matrix/media/v3/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice\r\nContent-Length: 1000000\r\n\r\n")
 	_, err = conn.Write(make([]byte, 200_000))
 	must(t, err)
-	eventually(t, "the upload to begin", func() bool { return f.uploading() == 1 })
+	await.Until(t, "the upload to begin", func() bool { return f.uploading() == 1 })
 	must(t, conn.Close())
-	eventually(t, "the upload to end", func() bool { return f.uploading() == 0 })
+	await.Until(t, "the upload to end", func() bool { return f.uploading() == 0 })
 	if n := blobCount(t, f); n != 0 {
 		t.Errorf("%d files", n)
 	}
@@ -207,18 +208,6 @@ func (f *server) uploading() int {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
 	return f.s.uploads[1]
-}
-
-// eventually waits for a condition that other goroutines bring about.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited for %s", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
 }
 
 func countRows(t *testing.T, f *server, prefix string) (n int) {
@@ -249,7 +238,7 @@ func TestAnnouncedUpload(t *testing.T) {
 			waiting <- a
 		}()
 	}
-	eventually(t, "downloads to wait", func() bool {
+	await.Until(t, "downloads to wait", func() bool {
 		f.s.mu.Lock()
 		defer f.s.mu.Unlock()
 		for _, a := range f.s.arrivals {
@@ -425,7 +414,7 @@ func TestRemoteFiles(t *testing.T) {
 			results <- a
 		}()
 	}
-	eventually(t, "everybody to wait", func() bool {
+	await.Until(t, "everybody to wait", func() bool {
 		f.s.mu.Lock()
 		defer f.s.mu.Unlock()
 		return f.s.fetches[1] == 10
@@ -492,7 +481,7 @@ func TestRemoteCacheLimit(t *testing.T) {
 	for i := 2; i < 5; i++ {
 		get(i)
 	}
-	eventually(t, "room to be made", func() bool { return f.s.cachedBytes() <= 1_000_000 })
+	await.Until(t, "room to be made", func() bool { return f.s.cachedBytes() <= 1_000_000 })
 	f.remote.calls = make(chan string, 100)
 	get(0)
 	if len(f.remote.calls) != 0 {
@@ -502,7 +491,7 @@ func TestRemoteCacheLimit(t *testing.T) {
 	if len(f.remote.calls) != 1 {
 		t.Error("the oldest file was kept")
 	}
-	eventually(t, "room to be made", func() bool { return f.s.cachedBytes() <= 1_000_000 })
+	await.Until(t, "room to be made", func() bool { return f.s.cachedBytes() <= 1_000_000 })
 	want := f.s.cachedBytes()
 	f.restart()
 	if got := f.s.cachedBytes(); got != want {
@@ -678,7 +667,7 @@ func TestTooManyUploadsAtOnce(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "uploads to begin", func() bool { return f.uploading() == maxUploads })
+	await.Until(t, "uploads to begin", func() bool { return f.uploading() == maxUploads })
 	f.do("POST", v3+"upload", "alice", strings.NewReader("x")).fails(429, "M_LIMIT_EXCEEDED")
 	f.do("POST", v3+"upload", "bob", strings.NewReader("x")).ok()
 	close(release)

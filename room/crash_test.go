@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"parley/internal/await"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"parley/internal/await"
 	"parley/internal/clock"
 	"parley/internal/mxid"
 	"parley/keys/vault"

@@ -3,13 +3,13 @@ package room
 import (
 	"encoding/json"
 	"fmt"
-	"parley/internal/await"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/tidwall/gjson"
 
+	"parley/internal/await"
 	"parley/internal/clock"
 	"parley/internal/mxid"
 	"parley/storage"

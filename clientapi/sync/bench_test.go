@@ -12,6 +12,7 @@ import (
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sync/errgroup"
 
+	"parley/internal/await"
 	"parley/internal/mxid"
 	"parley/room"
 )
@@ -136,7 +137,7 @@ func BenchmarkFanOut(b *testing.B) {
 		for i, c := range cs {
 			g.Go(func() error { _ = c.run(url.Values{"since": {since[i]}, "timeout": {"60000"}}); return nil })
 		}
-		soon(b, "all wait", func() bool { return waiting(r) == len(cs) })
+		await.Until(b, "all wait", func() bool { return waiting(r) == len(cs) })
 		b.StartTimer()
 		r.say(id, alice, "x")
 		_ = g.Wait()
@@ -177,7 +178,7 @@ func TestIdleMemory(t *testing.T) {
 			return r.sync.Sync(e.NewContext(req, &discard{h: http.Header{}}), a.who)
 		})
 	}
-	soon(t, "all wait", func() bool { return waiting(r) == n })
+	await.Until(t, "all wait", func() bool { return waiting(r) == n })
 	each := int(heap()-before) / n
 	goroutines := runtime.NumGoroutine()
 	r.say(r.create(room.CreateParams{}), alice, "wake up")

@@ -297,15 +297,3 @@ func bodies(res gjson.Result, id mxid.RoomID) []string {
 	}
 	return out
 }
-
-// soon waits for a condition.
-func soon(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("never happened: %s", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"parley/internal/await"
 	"parley/internal/mxid"
 	"parley/room"
 )
@@ -50,7 +51,7 @@ func TestWakesForNews(t *testing.T) {
 		}, "to_device.events.0"},
 	} {
 		answer := a.background(time.Minute)
-		soon(t, "the client listens", func() bool { return waiting(r) == 1 })
+		await.Until(t, "the client listens", func() bool { return waiting(r) == 1 })
 		c.do()
 		res := <-answer
 		if !res.Get(c.path).Exists() {
@@ -89,7 +90,7 @@ func TestTimeout(t *testing.T) {
 	a.sync()
 	before := a.since
 	answer := a.background(30 * time.Second)
-	soon(t, "the client listens", func() bool { return waiting(r) == 1 })
+	await.Until(t, "the client listens", func() bool { return waiting(r) == 1 })
 	r.clock.Advance(29 * time.Second)
 	select {
 	case res := <-answer:
@@ -104,7 +105,7 @@ func TestTimeout(t *testing.T) {
 		t.Fatalf("%d listeners left", n)
 	}
 	answer = a.background(30 * time.Second)
-	soon(t, "the client listens", func() bool { return waiting(r) == 1 })
+	await.Until(t, "the client listens", func() bool { return waiting(r) == 1 })
 	r.sync.Stop()
 	<-answer
 	a.syncWait(r.ctx, time.Hour) // doesn't wait any more
@@ -120,7 +121,7 @@ func TestDisconnect(t *testing.T) {
 		defer close(done)
 		a.request(ctx, url.Values{"since": {a.since}, "timeout": {"60000"}})
 	}()
-	soon(t, "the client listens", func() bool { return waiting(r) == 1 })
+	await.Until(t, "the client listens", func() bool { return waiting(r) == 1 })
 	cancel()
 	<-done
 	if n := waiting(r); n != 0 {
@@ -560,10 +561,10 @@ func TestTyping(t *testing.T) {
 		t.Errorf("initial: %q", got)
 	}
 	answer := a.background(time.Minute)
-	soon(t, "the client listens", func() bool { return waiting(r) == 1 })
+	await.Until(t, "the client listens", func() bool { return waiting(r) == 1 })
 	rid, _, _, err := r.rooms.Lookup(r.ctx, id)
 	must(t, err)
-	soon(t, "bob's typing runs out", func() bool {
+	await.Until(t, "bob's typing runs out", func() bool {
 		r.clock.Advance(50 * time.Millisecond) // small: the sync's own minute must not pass
 		users, _ := r.rooms.Typing(r.ctx, rid)
 		return len(users) == 0

@@ -45,6 +45,7 @@ type Fake struct {
 	mu     sync.Mutex
 	now    time.Time
 	timers []*fakeTimer
+	run    sync.WaitGroup // functions that have come due
 }
 
 type fakeTimer struct {
@@ -70,7 +71,7 @@ func (c *Fake) AfterFunc(d time.Duration, f func()) func() bool {
 	t := &fakeTimer{at: c.now.Add(d), f: f}
 	if d <= 0 {
 		t.done = true
-		go f()
+		c.run.Go(f)
 		return func() bool { return false }
 	}
 	c.timers = append(c.timers, t)
@@ -115,6 +116,9 @@ func (c *Fake) Advance(d time.Duration) {
 	c.mu.Unlock()
 	sort.SliceStable(due, func(i, j int) bool { return due[i].at.Before(due[j].at) })
 	for _, t := range due {
-		go t.f()
+		c.run.Go(t.f)
 	}
 }
+
+// Wait returns when everything that Advance has started has returned.
+func (c *Fake) Wait() { c.run.Wait() }

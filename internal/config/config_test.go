@@ -47,6 +47,8 @@ func TestErrorsNameLineAndFix(t *testing.T) {
 		{"server_name = \"a.b\"\n[listen]\nclient = \"\"\nhttps = \"\"\n", "nobody could connect"},
 		{"server_name = \"a.b\"\n[storage]\nengine = \"postgres\"\n", "storage.dsn is missing"},
 		{"server_name = \"a.b\"\n[federation]\nallow_networks = [\"10.0.0.0\"]\n", "not a network"},
+		{"server_name = \"a.b\"\n[calls]\nudp = \"7881\"\n", "must be \":port\""},
+		{"server_name = \"a.b\"\n[calls]\naddresses = [\"example.org\"]\n", "not an IP address"},
 	} {
 		_, err := Parse(tc.src)
 		if err == nil || !strings.Contains(err.Error(), tc.want) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/netip"
 	"sync"
 	"testing"
 
@@ -50,6 +51,7 @@ func startServerWith(t *testing.T, dir string, open func() (storage.KV, error)) 
 		t.Fatal(err)
 	}
 	c.DataDir, c.ListenClient, c.ListenHTTPS, c.ListenMetrics = dir, "127.0.0.1:0", "", "127.0.0.1:0"
+	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
 	c.RegistrationOpen, c.PasswordMemory, c.RateLimits, c.LogLevel = true, 64<<10, false, "debug"
 	s := &server{dir: dir, log: &lockedBuffer{}}
 	if s.Node, err = node.New(t.Context(), node.Options{Config: c, LogTo: s.log, OpenStore: open}); err != nil {

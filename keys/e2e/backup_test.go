@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"parley/internal/await"
 	"parley/internal/httpx"
 	"parley/internal/mxid"
 )
@@ -208,7 +209,7 @@ func TestDeleteBackupSweeps(t *testing.T) {
 	must(t, f.DeleteBackup(ctx, alice, v))
 	_, err = f.GetSessions(ctx, alice, v, "", "")
 	wantCode(t, err, "M_NOT_FOUND")
-	eventually(t, "swept", f.settled)
+	await.Until(t, "swept", f.settled)
 	rows, err := f.now(ctx).scan(newKeyPrefix("kb"), false, 0)
 	must(t, err)
 	if len(rows) != 0 {

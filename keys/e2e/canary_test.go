@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"parley/internal/await"
 	"parley/keys/vault"
 	"parley/storage"
 	"parley/storage/leveldb"
@@ -38,9 +39,9 @@ func TestNothingPersonalOnDisk(t *testing.T) {
 	_, _, err = here.PutSessions(ctx, alice, version, Sessions{"!canaryroom:x": {"canarysession": session(0, 0, true, "canary data")}})
 	must(t, err)
 	here.remove(alice, "CANARYPHONE")
-	eventually(t, "swept", here.settled)
+	await.Until(t, "swept", here.settled)
 	must(t, here.markStale(ctx, bob, here.uidOf(bob)))
-	eventually(t, "fetched", here.settled)
+	await.Until(t, "fetched", here.settled)
 
 	canaries := []string{"canaryalice", "canarybob", "CANARYPHONE", "CANARYTHERE", "CANARYKEY", "CANARYFALL", "canary transaction",
 		"org.canary.type", "canary message", "canary auth", "!canaryroom", "canarysession", "canary data",
@@ -118,7 +119,7 @@ func TestErasedUser(t *testing.T) {
 	_, _, err = f.Counts(ctx, alice, phone)
 	must(t, err)
 	f.remove(alice, phone)
-	eventually(t, "swept", f.settled)
+	await.Until(t, "swept", f.settled)
 	must(t, f.ForgetUser(ctx, alice, f.uidOf(alice), false))
 	for _, family := range []string{"dk", "cs", "ot", "oc", "of", "td", "kv"} {
 		rows, err := f.now(ctx).scan(storage.K(family).U32(uint32(f.uidOf(alice))).Prefix(), false, 0)

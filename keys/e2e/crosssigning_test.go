@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"parley/internal/await"
 	"parley/internal/mxid"
 )
 
@@ -190,7 +191,7 @@ func TestUploadSignatures(t *testing.T) {
 	must(t, f.UploadSigning(ctx, bob, nextBob.upload()))
 	m, _ = query(alice, bob)
 	same(m)
-	eventually(t, "swept", f.settled)
+	await.Until(t, "swept", f.settled)
 	rows, err := f.now(ctx).scan(newKeyPrefix("cg"), false, 0)
 	must(t, err)
 	if len(rows) != 0 {
@@ -258,7 +259,7 @@ func TestSigningNews(t *testing.T) {
 	f.publish(carol, phone)
 	want("[bob]", "[bob]", "[carol]")
 	f.remove(bob, laptop)
-	eventually(t, "told", f.settled)
+	await.Until(t, "told", f.settled)
 	want("[bob]", "[bob]", "[]")
 	n.leave("room", bob)
 	f.publish(bob, "THIRD")

@@ -45,17 +45,6 @@ func wantCode(t testing.TB, err error, code string) {
 	}
 }
 
-// eventually waits for what background work does.
-func eventually(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if f() {
-			return
-		}
-	}
-	t.Fatalf("never: %s", what)
-}
-
 // network is some servers, the rooms of their users, and what is under way
 // between them.
 type network struct {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"parley/internal/await"
 	"parley/internal/mxid"
 )
 
@@ -48,7 +49,7 @@ func TestRemoteListFollowsUpdates(t *testing.T) {
 	}
 	here.wantSees(alice, bob, phone, laptop)
 	there.remove(bob, phone)
-	eventually(t, "the removal is queued", there.settled)
+	await.Until(t, "the removal is queued", there.settled)
 	n.pump()
 	here.wantSees(alice, bob, laptop)
 
@@ -130,12 +131,12 @@ func TestGapMakesTheListStale(t *testing.T) {
 	if got.Failures[thereName] == nil || len(got.DeviceKeys) != 0 {
 		t.Fatalf("a stale list was given out: %d users", len(got.DeviceKeys))
 	}
-	eventually(t, "a first try has failed", func() bool { return !here.resync.busy(thereName) })
+	await.Until(t, "a first try has failed", func() bool { return !here.resync.busy(thereName) })
 	here.reopen() // the wish to fetch survives
 	n.setDown(thereName, false)
-	eventually(t, "a first try has failed or worked", func() bool { return !here.resync.busy(thereName) })
+	await.Until(t, "a first try has failed or worked", func() bool { return !here.resync.busy(thereName) })
 	here.clock.Advance(resyncRetry)
-	eventually(t, "fetched again", here.settled)
+	await.Until(t, "fetched again", here.settled)
 	asked := n.requests()
 	here.wantSees(alice, bob, phone, laptop, "THIRD")
 	if n.requests() != asked {
@@ -157,7 +158,7 @@ func TestRetriesAreSpacedOut(t *testing.T) {
 	here.wantSees(alice, bob, phone)
 	n.setDown(thereName, true)
 	must(t, here.markStale(ctx, bob, here.uidOf(bob)))
-	eventually(t, "tried", func() bool { return !here.resync.busy(thereName) })
+	await.Until(t, "tried", func() bool { return !here.resync.busy(thereName) })
 	asked := n.requests()
 	for i := range 5 {
 		must(t, here.markStale(ctx, bob, here.uidOf(bob))) // more EDUs come
@@ -176,14 +177,14 @@ func TestRetriesAreSpacedOut(t *testing.T) {
 		}
 		before := n.requests()
 		here.clock.Advance(want)
-		eventually(t, "tried again", func() bool { return n.requests() == before+1 && !here.resync.busy(thereName) })
+		await.Until(t, "tried again", func() bool { return n.requests() == before+1 && !here.resync.busy(thereName) })
 	}
 	before := n.requests()
 	must(t, here.markStale(ctx, bob, here.uidOf(bob))) // too soon
 	here.clock.Advance(resyncRetry)
 	n.setDown(thereName, false)
 	must(t, here.markStale(ctx, bob, here.uidOf(bob))) // a sign of life
-	eventually(t, "fetched", here.settled)
+	await.Until(t, "fetched", here.settled)
 	if got := n.requests() - before; got != 1 {
 		t.Fatalf("%d requests", got)
 	}
@@ -203,7 +204,7 @@ func TestUpdatesThatDoNotFollow(t *testing.T) {
 		now, err := list(here.reader(ctx), here.uidOf(bob))
 		must(t, err)
 		// A fetch that still meets the server down would be shared.
-		eventually(t, "the first try has ended", func() bool { return !here.resync.busy(thereName) })
+		await.Until(t, "the first try has ended", func() bool { return !here.resync.busy(thereName) })
 		n.setDown(thereName, false)
 		must(t, here.fetch(ctx, bob, here.uidOf(bob)))
 		return now.Stale
@@ -311,7 +312,7 @@ func TestListIsDistrustedAfterALeave(t *testing.T) {
 	n.pump()
 	n.join("room", bob)
 	n.pump()
-	eventually(t, "fetched", here.settled)
+	await.Until(t, "fetched", here.settled)
 	here.wantSees(alice, bob, phone, laptop)
 	there.publish(bob, "THIRD")
 	n.pump()
@@ -357,7 +358,7 @@ func TestListWentStaleWhileFetching(t *testing.T) {
 	there.publish(bob, laptop)
 	n.pump() // comes before the answer to the question
 	must(t, here.store(ctx, bob, here.uidOf(bob), snap, before.Marks))
-	eventually(t, "fetched again", here.settled)
+	await.Until(t, "fetched again", here.settled)
 	here.wantSees(alice, bob, phone, laptop)
 }
 

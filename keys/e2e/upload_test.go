@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"parley/internal/await"
 	"parley/internal/mxid"
 	"parley/storage"
 )
@@ -351,7 +352,7 @@ func TestNewIdentityDropsOneTimeKeys(t *testing.T) {
 	if got := f.claim(alice, phone); got != "" {
 		t.Fatal(got)
 	}
-	eventually(t, "swept", f.settled)
+	await.Until(t, "swept", f.settled)
 	rows, err := f.now(ctx).scan(storage.K("ot").Prefix(), false, 0)
 	must(t, err)
 	if len(rows) != 0 {
@@ -373,7 +374,7 @@ func TestRemoveDevicesSweeps(t *testing.T) {
 	if got := f.sees(bob, alice); !slices.Equal(got, []mxid.DeviceID{laptop}) {
 		t.Fatalf("%d devices", len(got))
 	}
-	eventually(t, "swept", f.settled)
+	await.Until(t, "swept", f.settled)
 	left := map[string]int{}
 	for _, family := range []string{"dk", "ot", "oc", "of", "td"} {
 		rows, err := f.now(ctx).scan(storage.K(family).Prefix(), false, 0)
