@@ -101,6 +101,7 @@ func (s settings) config() (*config.Config, error) {
 	}
 	c.DataDir = s.data
 	c.ListenClient, c.ListenHTTPS, c.ListenMetrics = s.clientAddr, s.federationAddr, ""
+	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
 	c.TLSCert, c.TLSKey = filepath.Join(s.data, "tls.crt"), filepath.Join(s.data, "tls.key")
 	c.TrustedCAs = []string{s.caCert}
 	c.PublicURL = "http://" + s.name + ":8008"

@@ -94,6 +94,7 @@ func prepareLocal(dir string, servers []local) error {
 			"listen.client":             fmt.Sprintf(`"127.0.0.1:%d"`, s.httpPort),
 			"listen.https":              fmt.Sprintf(`"127.0.0.1:%d"`, s.httpsPort),
 			"listen.metrics":            `""`,
+			"calls.udp":                 fmt.Sprintf(`"127.0.0.1:%d"`, s.httpPort),
 			"tls.certificate":           `"tls.crt"`,
 			"tls.key":                   `"tls.key"`,
 			"tls.trusted_authorities":   `["../ca.crt"]`,

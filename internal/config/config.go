@@ -52,6 +52,10 @@ type Config struct {
 	FederatedDeviceNames bool
 	PublicProfiles       bool
 
+	Calls          bool
+	CallsUDP       netip.AddrPort // for media
+	CallsAddresses []netip.Addr   // told to clients; none: those of the machine
+
 	RateLimits     bool
 	TrustedProxies []netip.Prefix
 
@@ -101,6 +105,9 @@ func Keys() []Key {
 		{"federation.notaries", `[]`, "names", "Servers to ask for the keys of servers that don't answer.", names(func(c *Config) *[]mxid.ServerName { return &c.FederationNotaries })},
 		{"privacy.share_device_names", `false`, "", "Tell other servers the names of users' devices.", boolean(func(c *Config) *bool { return &c.FederatedDeviceNames })},
 		{"privacy.public_profiles", `false`, "", "Show profiles to everybody, not only to people who share a room.", boolean(func(c *Config) *bool { return &c.PublicProfiles })},
+		{"calls.enabled", `true`, "", "Voice and video calls through this server.", boolean(func(c *Config) *bool { return &c.Calls })},
+		{"calls.udp", `":7881"`, "address", "UDP port for the media of calls. Open it in the firewall.", packets(func(c *Config) *netip.AddrPort { return &c.CallsUDP })},
+		{"calls.addresses", `[]`, "IP addresses", "Public addresses of calls.udp that clients are told. Empty: those of this machine. Needed behind NAT.", addresses(func(c *Config) *[]netip.Addr { return &c.CallsAddresses })},
 		{"limits.rate_limits", `true`, "", "Slow down clients that send too much.", boolean(func(c *Config) *bool { return &c.RateLimits })},
 		{"limits.trusted_proxies", `["127.0.0.0/8", "::1/128"]`, "CIDR", "Reverse proxies whose X-Forwarded-For is believed, for rate limits only.", prefixes(func(c *Config) *[]netip.Prefix { return &c.TrustedProxies })},
 		{"log.level", `"warn"`, "", "debug, info, warn or error. No level shows who does what.", oneOf(func(c *Config) *string { return &c.LogLevel }, "debug", "info", "warn", "error")},

@@ -165,3 +165,39 @@ func names(f func(*Config) *[]mxid.ServerName) func(*Config, value) error {
 		return nil
 	}
 }
+
+// packets reads where packets are taken: "host:port", or ":port" for all
+// addresses of the machine.
+func packets(f func(*Config) *netip.AddrPort) func(*Config, value) error {
+	return func(c *Config, v value) error {
+		s, _ := v.(string)
+		if strings.HasPrefix(s, ":") {
+			s = "[::]" + s
+		}
+		a, err := netip.ParseAddrPort(s)
+		if err != nil {
+			return errors.New(`must be ":port" or an IP address with a port such as "192.0.2.1:7881"`)
+		}
+		*f(c) = a
+		return nil
+	}
+}
+
+func addresses(f func(*Config) *[]netip.Addr) func(*Config, value) error {
+	return func(c *Config, v value) error {
+		items, err := list(v)
+		if err != nil {
+			return err
+		}
+		var out []netip.Addr
+		for _, it := range items {
+			a, err := netip.ParseAddr(it)
+			if err != nil {
+				return fmt.Errorf("%q is not an IP address", it)
+			}
+			out = append(out, a)
+		}
+		*f(c) = out
+		return nil
+	}
+}
