@@ -21,6 +21,10 @@ var (
 	ErrUnexpected = errors.New("media: no offer is outstanding")
 	// ErrTooMany: the peer or room is at its limit of tracks or subscriptions.
 	ErrTooMany = errors.New("media: too many tracks")
+	// ErrExists: the peer publishes a track of that sid already.
+	ErrExists = errors.New("media: the track exists")
+	// ErrNotReady: the track has no m-line yet, or has ended.
+	ErrNotReady = errors.New("media: the track isn't there")
 )
 
 // Kind is the kind of a track.
@@ -72,8 +76,8 @@ const (
 	New State = iota
 	Connecting
 	Connected
-	// Failed: nothing was heard for the transport's timeout. An ICE restart may
-	// bring it back to Connected.
+	// Failed: nothing was heard for the transport's timeout, or the handshake
+	// went wrong. The peer is useless: the client has to join anew.
 	Failed
 	Closed
 )
@@ -84,9 +88,6 @@ type Config struct {
 	Log       *slog.Logger
 	Clock     clock.Clock
 }
-
-// Engine serves the rooms of the process. Safe for concurrent use.
-type Engine struct{ cfg Config }
 
 // RoomEvents are told to the call; nil ones are dropped. See the package comment
 // for what a callback may do.

@@ -18,10 +18,7 @@ func (s *Session) Missing() (audio, video int) {
 // Answer answers a client's offer. An error leaves the session as it was and
 // comes before accept is called.
 func (s *Session) Answer(d *Description, local Local, accept Accept) (*Result, error) {
-	if s.pending {
-		return nil, ErrOutstanding
-	}
-	if err := s.continues(d); err != nil {
+	if err := s.Check(d); err != nil {
 		return nil, err
 	}
 	s.begin(d)

@@ -202,6 +202,14 @@ func (s *Session) Restarts(d *Description) bool {
 	return s.remote.Ufrag != "" && (s.remote.Ufrag != d.Remote.Ufrag || s.remote.Pwd != d.Remote.Pwd)
 }
 
+// Check reports whether Answer would take an offer.
+func (s *Session) Check(d *Description) error {
+	if s.pending {
+		return ErrOutstanding
+	}
+	return s.continues(d)
+}
+
 // continues checks that d has the session's m-lines in their places and the
 // session's DTLS identity. Rejected m-lines may be used anew.
 func (s *Session) continues(d *Description) error {
