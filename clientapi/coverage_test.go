@@ -274,7 +274,8 @@ func TestTableMatchesList(t *testing.T) {
 			t.Errorf("%s is in the table twice", key)
 		}
 		seen[key] = true
-		if !listed[key] && !extra[key] {
+		proposed := strings.Contains(rt.path, "/delayed_event") // MSC4140
+		if !listed[key] && !extra[key] && !proposed {
 			t.Errorf("%s is in no list", key)
 		}
 		if rt.handle == nil && rt.serve == nil {

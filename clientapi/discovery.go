@@ -30,6 +30,8 @@ func (a *API) unstableFeatures() map[string]bool {
 		"org.matrix.msc3874":                             true, // relations in filters
 		"org.matrix.msc4222":                             true, // state_after in /sync
 		"org.matrix.msc3981":                             true, // recursive relations
+		"org.matrix.msc4140":                             true, // delayed events
+		"org.matrix.msc4354":                             true, // sticky events
 		"uk.half-shot.msc2666.query_mutual_rooms.stable": true,
 		"uk.tcpip.msc4133.stable":                        true, // extended profiles
 	}
@@ -86,6 +88,9 @@ func (a *API) capabilities(r *request) (any, error) {
 		"m.get_login_token":          on,
 		"m.3pid_changes":             off,
 		"m.forget_forced_upon_leave": off,
+		"m.delayed_events":           delayLimits(),
+
+		"org.matrix.msc4140.delayed_events": delayLimits(),
 	}
 	if r.Admin {
 		caps["m.account_moderation"] = map[string]bool{"lock": true, "suspend": true}

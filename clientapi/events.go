@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"net/http"
 	"strconv"
 	"strings"
 
@@ -70,23 +69,12 @@ func (a *API) sendEvent(r *request) (any, error) {
 	if p.TxnKey, err = r.txnKey(string(id), p.Type); err != nil {
 		return nil, err
 	}
-	ev, err := a.rooms.Send(r.ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	return eventAnswer(ev), nil
+	return a.submit(r, p)
 }
 
-// delayParam asks to send an event later (MSC4140).
-const delayParam = "org.matrix.msc4140.delay"
-
-// maySend refuses what must not be sent now: anything that is meant for later,
-// which this server can't do and must not do at once instead, and what
-// suspended users send, but for redactions of their own events.
+// maySend refuses what suspended users send, but for redactions of their own
+// events.
 func (a *API) maySend(r *request, p room.SendParams) error {
-	if r.c.QueryParams().Has(delayParam) {
-		return httpx.Err(http.StatusBadRequest, "M_UNRECOGNIZED", "This server has no delayed events")
-	}
 	if !r.Suspended {
 		return nil
 	}
@@ -148,11 +136,7 @@ func (a *API) redact(r *request) (any, error) {
 	if err := a.maySend(r, p); err != nil {
 		return nil, err
 	}
-	ev, err := a.rooms.Send(r.ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	return eventAnswer(ev), nil
+	return a.submit(r, p)
 }
 
 // stateTarget reads {roomId}, {eventType} and {stateKey} of the path.
@@ -179,11 +163,7 @@ func (a *API) sendState(r *request) (any, error) {
 	if err := a.maySend(r, p); err != nil {
 		return nil, err
 	}
-	ev, err := a.rooms.Send(r.ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	return eventAnswer(ev), nil
+	return a.submit(r, p)
 }
 
 // state is GET /rooms/{roomId}/state.

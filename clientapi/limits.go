@@ -33,6 +33,8 @@ const (
 	limRegister             // new accounts
 	limGuess                // questions that could be used to guess secrets
 	limReport               // reports to the operator
+	limDelay                // managing delayed events: a client in a call does so every few seconds
+	limDelayAddr            // the same without a token, by address
 	limClasses
 )
 
@@ -52,12 +54,14 @@ var budgets = [limClasses]budget{
 	limMember:    {1, 30},
 	limInvite:    {1, 60},
 	limCreate:    {0.1, 20},
-	limKeys:      {20, 200},
+	limKeys:      {50, 500}, // keys of a call go to each device of all who are in it
 	limHeavy:     {5, 60},
 	limLogin:     {0.2, 10},
 	limRegister:  {0.05, 10},
 	limGuess:     {1, 60},
 	limReport:    {0.1, 10},
+	limDelay:     {10, 60},
+	limDelayAddr: {100, 1000},
 }
 
 const (

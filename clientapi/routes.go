@@ -57,7 +57,7 @@ func routes() []route {
 	var all []route
 	for _, section := range [][]route{
 		discoveryRoutes, accountRoutes, profileRoutes, dataRoutes, pushRoutes,
-		roomRoutes, membershipRoutes, eventRoutes, relationRoutes, directoryRoutes,
+		roomRoutes, membershipRoutes, eventRoutes, delayRoutes, relationRoutes, directoryRoutes,
 		ephemeralRoutes, keyRoutes, backupRoutes, otherRoutes,
 	} {
 		all = append(all, section...)

@@ -22,7 +22,7 @@ func Setup(e *echo.Echo, log *slog.Logger, proxies []netip.Prefix) {
 }
 
 // corsPrefixes are the paths that browsers use.
-var corsPrefixes = []string{"/_matrix/client/", "/_matrix/media/", "/_synapse/admin/", "/.well-known/matrix/"}
+var corsPrefixes = []string{"/_matrix/client/", "/_matrix/media/", "/_synapse/admin/", "/.well-known/matrix/", "/livekit/"}
 
 // cors sets the headers of the specification and answers OPTIONS without any
 // logic of an endpoint. spec: "Web Browser Clients"
