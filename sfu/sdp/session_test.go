@@ -76,7 +76,7 @@ func checkAnswer(t *testing.T, d *Description, answer string) {
 		switch {
 		case m.Mid != o.Mid || m.Kind != o.Kind:
 			t.Errorf("m-line %d is %s/%s, offered %s/%s", i, m.Mid, m.Kind, o.Mid, o.Kind)
-		case m.Send && !o.Recv || m.Recv && !o.Send:
+		case m.Kind <= Video && (m.Send && !o.Recv || m.Recv && !o.Send):
 			t.Errorf("m-line %d: direction", i)
 		case m.usable != slices.Contains(a.bundle, m.Mid):
 			t.Errorf("m-line %d: usable %v, bundle %v", i, m.usable, a.bundle)
