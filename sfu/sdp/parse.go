@@ -184,7 +184,7 @@ func (r *Remote) check() error {
 	switch {
 	case !token(r.Ufrag, maxToken) || len(r.Ufrag) < 4 || !token(r.Pwd, maxToken) || len(r.Pwd) < 22:
 		return errors.New("sdp: no ICE credentials")
-	case len(r.Fingerprint) != len("sha-256 ")+95:
+	case !sha256(r.Fingerprint):
 		return errors.New("sdp: no SHA-256 fingerprint")
 	}
 	switch r.Setup {
@@ -195,6 +195,20 @@ func (r *Remote) check() error {
 		return errors.New("sdp: unknown setup")
 	}
 	return nil
+}
+
+// sha256 reports whether s is a fingerprint as RFC 8122 writes it.
+func sha256(s string) bool {
+	value, ok := strings.CutPrefix(s, "sha-256 ")
+	if !ok || len(value) != 95 {
+		return false
+	}
+	for i := range len(value) {
+		if i%3 == 2 && value[i] != ':' || i%3 != 2 && !strings.ContainsRune("0123456789ABCDEF", rune(value[i])) {
+			return false
+		}
+	}
+	return true
 }
 
 // parseMedia reads one m-line with its attributes.
@@ -279,9 +293,7 @@ func (m *Media) readCodecs(attrs []psdp.Attribute) {
 		case "rtpmap":
 			maps[pt] = v
 		case "fmtp":
-			if printable(v) {
-				fmtps[pt] = joinParams(fmtps[pt], v)
-			}
+			fmtps[pt] = joinParams(fmtps[pt], v)
 		case "rtcp-fb":
 			fbs[pt] = append(fbs[pt], strings.TrimSpace(v))
 		}
@@ -298,7 +310,7 @@ func (m *Media) readCodecs(attrs []psdp.Attribute) {
 			continue
 		}
 		c, ok := parseCodec(maps[f], m.Kind)
-		if !ok {
+		if !ok || !printable(fmtps[f]) {
 			continue
 		}
 		c.PT, c.RTX, c.Fmtp = n, rtx[f], fmtps[f]
@@ -315,8 +327,8 @@ func joinParams(a, b string) string {
 	if a == "" {
 		return b
 	}
-	if len(a)+len(b) > 4*maxToken {
-		return a
+	if len(a) > 4*maxToken {
+		return a // too long to be taken as it is
 	}
 	return a + ";" + b
 }

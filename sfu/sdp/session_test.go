@@ -82,7 +82,7 @@ func checkAnswer(t *testing.T, d *Description, answer string) {
 			t.Errorf("m-line %d: usable %v, bundle %v", i, m.usable, a.bundle)
 		}
 		for _, c := range m.Codecs {
-			if oc, ok := find(o.Codecs, c); !ok || oc.PT != c.PT || c.RTX != oc.RTX && c.RTX != 0 {
+			if !slices.ContainsFunc(o.Codecs, func(oc Codec) bool { return oc.PT == c.PT && oc.RTX == c.RTX && oc.Same(c) }) {
 				t.Errorf("m-line %d: codec %v wasn't offered", i, c)
 			}
 		}
