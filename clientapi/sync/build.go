@@ -47,7 +47,7 @@ type build struct {
 	ignored  func(mxid.UserID) bool
 	messages []json.RawMessage // to-device
 
-	mu      sync.Mutex // of devices and next.Lost
+	mu      sync.Mutex // of devices, next.Lost and next.Behind
 	devices deviceChanges
 }
 
@@ -125,6 +125,7 @@ func (b *build) gather() error {
 	if err := b.addTasks(refs); err != nil {
 		return err
 	}
+	b.limitAllSticky()
 	if len(b.tasks) > 0 {
 		return b.readIgnored()
 	}
@@ -220,10 +221,10 @@ func (b *build) readToDevice() error {
 	return nil
 }
 
-// addOthers adds joined rooms that only have new account data or typing, or
-// whose state the client has wrong.
+// addOthers adds joined rooms that only have new account data or typing, whose
+// state the client has wrong, or that have more sticky events for it.
 func (b *build) addOthers(refs *[]room.Ref) error {
-	if b.everything() || len(b.roomData) == 0 && len(b.typing) == 0 && len(b.req.Since.Lost) == 0 {
+	if b.everything() || len(b.roomData) == 0 && len(b.typing) == 0 && len(b.req.Since.Lost) == 0 && len(b.req.Since.Behind) == 0 {
 		return nil
 	}
 	have := map[intern.RID]bool{}
@@ -236,6 +237,9 @@ func (b *build) addOthers(refs *[]room.Ref) error {
 	}
 	for _, l := range b.req.Since.Lost {
 		rids = append(rids, l.rid)
+	}
+	for _, x := range b.req.Since.Behind {
+		rids = append(rids, x.rid)
 	}
 	for id := range b.roomData {
 		rid, _, known, err := b.h.cfg.Rooms.Lookup(b.ctx, id)

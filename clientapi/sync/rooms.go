@@ -26,6 +26,7 @@ type view struct {
 	// shortened: there is more than the timeline shows; see cut.
 	shortened bool
 
+	sticky  []*room.Event      // that the client hasn't got
 	changes []room.StateChange // of state between from and to
 	state   []*room.Event      // as shown
 	sum     *room.Summary      // once asked for
@@ -44,6 +45,9 @@ func (b *build) joined(ctx context.Context, t task) ([]byte, error) {
 	v.fresh = arrived || b.req.FullState
 	shown := b.req.Filter.rooms.has(t.id)
 	if shown {
+		if err := v.readSticky(arrived); err != nil {
+			return nil, err
+		}
 		if err := v.read(); err != nil {
 			return nil, err
 		}
@@ -299,7 +303,7 @@ func (v *view) named() (bool, error) {
 // people are the users whose member events belong to a lazily loaded room.
 func (v *view) people(heroes []mxid.UserID) map[mxid.UserID]bool {
 	out := map[mxid.UserID]bool{v.b.req.User: true}
-	for _, ev := range v.window.Events {
+	for _, ev := range slices.Concat(v.window.Events, v.sticky) {
 		out[ev.Sender] = true
 	}
 	for _, u := range heroes {
@@ -308,7 +312,7 @@ func (v *view) people(heroes []mxid.UserID) map[mxid.UserID]bool {
 	return out
 }
 
-// addMembers adds the member events of the timeline's senders and of heroes
+// addMembers adds the member events of the senders of events and of heroes
 // that the device hasn't got and that aren't among the changes.
 func (v *view) addMembers() error {
 	b := v.b
@@ -319,7 +323,7 @@ func (v *view) addMembers() error {
 		}
 	}
 	var users []mxid.UserID
-	for _, ev := range v.window.Events {
+	for _, ev := range slices.Concat(v.window.Events, v.sticky) {
 		if !has[ev.Sender] {
 			has[ev.Sender] = true
 			users = append(users, ev.Sender)
@@ -367,6 +371,10 @@ func (v *view) writeJoined(arrived bool) ([]byte, error) {
 		}
 		body = appendSummary(body, s)
 	}
+	body, sticky, err := v.appendSticky(body)
+	if err != nil {
+		return nil, err
+	}
 	body, ephemeral, err := v.appendEphemeral(body, arrived)
 	if err != nil {
 		return nil, err
@@ -375,7 +383,7 @@ func (v *view) writeJoined(arrived bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !some && !ephemeral && !data && !v.fresh {
+	if !some && !sticky && !ephemeral && !data && !v.fresh {
 		return nil, nil
 	}
 	counts, err := b.h.cfg.Rooms.UnreadCounts(v.ctx, rid, b.req.User, b.req.Filter.f.Room.Timeline.UnreadThreadNotifications)

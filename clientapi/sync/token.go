@@ -16,12 +16,15 @@ import (
 // unsigned varints: the position, the serial of typing, and how far the
 // device's to-device messages have been delivered, as a distance back from the
 // position (0 unless more are waiting than one response holds). Version 2 has
-// two more for each of Lost.
+// two more for each of Lost. Version 3 has the number of Lost before them, and
+// after them two more for each of Behind, the position as a distance back from
+// that of the token.
 type Token struct {
-	Pos      uint64 // stream position
-	Typing   uint64 // serial of the last typing change
-	ToDevice uint64 // position of the last to-device message; at most Pos
-	Lost     []lost // at most maxLost
+	Pos      uint64   // stream position
+	Typing   uint64   // serial of the last typing change
+	ToDevice uint64   // position of the last to-device message; at most Pos
+	Lost     []lost   // at most maxLost
+	Behind   []behind // at most maxBehind
 }
 
 // lost is a state event that the client has seen in a timeline, and so takes
@@ -35,10 +38,12 @@ type lost struct {
 const (
 	tokenVersion     = 1
 	tokenVersionLost = 2
+	tokenVersionMore = 3
 	maxLost          = 8
-	// maxToken bounds a token in bytes: three varints of ten bytes at most, and
-	// two of five for each lost event.
-	maxToken = 1 + (1+3*binary.MaxVarintLen64+2*maxLost*binary.MaxVarintLen32+2)/3*4
+	// maxToken bounds a token in bytes: three varints of ten bytes at most, two
+	// of five for each lost event, one of five and one of ten for each room.
+	maxToken = 1 + (2+3*binary.MaxVarintLen64+2*maxLost*binary.MaxVarintLen32+
+		maxBehind*(binary.MaxVarintLen32+binary.MaxVarintLen64)+2)/3*4
 )
 
 // String writes the token.
@@ -51,9 +56,17 @@ func (t Token) String() string {
 	if len(t.Lost) > 0 {
 		b[0] = tokenVersionLost
 	}
+	if len(t.Behind) > 0 {
+		b[0] = tokenVersionMore
+		b = binary.AppendUvarint(b, uint64(len(t.Lost)))
+	}
 	for _, l := range t.Lost {
 		b = binary.AppendUvarint(b, uint64(l.rid))
 		b = binary.AppendUvarint(b, uint64(l.num))
+	}
+	for _, x := range t.Behind {
+		b = binary.AppendUvarint(b, uint64(x.rid))
+		b = binary.AppendUvarint(b, t.Pos-min(x.pos, t.Pos))
 	}
 	return "s" + base64.RawURLEncoding.EncodeToString(b)
 }
@@ -71,13 +84,26 @@ func parseToken(s string) (Token, error) {
 	if err != nil || len(b) == 0 {
 		return Token{}, errToken()
 	}
-	v, ok := uvarints(b[1:], 3+2*maxLost)
-	if !ok || len(v) < 3 || len(v)%2 == 0 {
+	v, ok := uvarints(b[1:], 4+2*maxLost+2*maxBehind)
+	if !ok || len(v) < 3 {
 		return Token{}, errToken()
 	}
 	t := Token{Pos: v[0], Typing: v[1], ToDevice: v[0] - min(v[2], v[0])}
-	for v = v[3:]; len(v) > 0; v = v[2:] {
-		t.Lost = append(t.Lost, lost{intern.RID(v[0]), room.Num(v[1])})
+	v = v[3:]
+	ends := uint64(len(v) / 2) // of Lost
+	if b[0] == tokenVersionMore && len(v) > 0 {
+		ends, v = v[0], v[1:]
+	}
+	if len(v)%2 != 0 || ends > maxLost || uint64(len(v)/2) > ends+maxBehind {
+		return Token{}, errToken()
+	}
+	for ; len(v) > 0; v = v[2:] {
+		if ends > 0 {
+			t.Lost = append(t.Lost, lost{intern.RID(v[0]), room.Num(v[1])})
+			ends--
+		} else {
+			t.Behind = append(t.Behind, behind{intern.RID(v[0]), t.Pos - min(v[1], t.Pos)})
+		}
 	}
 	if t.String() != s { // the version is wrong, or a number too large
 		return Token{}, errToken()
