@@ -1,5 +1,7 @@
 package forward
 
+import "encoding/binary"
+
 // SubscriberConfig makes a Subscriber.
 type SubscriberConfig struct {
 	Sink       Sink
@@ -16,39 +18,341 @@ type SubscriberConfig struct {
 }
 
 // Subscriber is the sending half of one connection.
-type Subscriber struct{}
+type Subscriber struct {
+	sink       Sink
+	extensions ExtensionMap
+	cname      string
+	onPaused   func(d *DownTrack, paused bool)
 
-// NewSubscriber returns a Subscriber without tracks.
-func NewSubscriber(cfg SubscriberConfig) *Subscriber { panic("unimplemented") }
+	downs  []*DownTrack // in the order in which they are served
+	bySSRC map[uint32]*DownTrack
+	dirty  bool // allocate at the next tick
 
-// SetExtensions replaces the extension IDs after a new negotiation.
-func (s *Subscriber) SetExtensions(m ExtensionMap) { panic("unimplemented") }
+	header    headerWriter
+	out       rtcpWriter
+	transport uint64 // next transport-wide number
+	bandwidth bandwidth
+	pacer     pacer
+	zeros     [256]byte
 
-// DownConfig tells how a track looks on the subscriber's connection. SSRC and
-// RTX must be unused on the connection before; RTX 0 means retransmissions go
-// out as they were, on SSRC.
-type DownConfig struct {
-	SSRC, RTX  uint32
-	Formats    []Format
-	MID        string
-	Preference Preference
-	// PassThrough forwards the stream of Layer alone, with the sequence numbers
-	// and timestamps of the publisher and an untouched payload. It is for links
-	// between servers, where whole layers pass.
-	PassThrough bool
-	Layer       int
+	rtt          int64
+	resends      int // left until the next tick
+	nextAllocate int64
+	stats        SendStats
 }
 
+// allocateEvery is how often layers are chosen anew without a special reason.
+const allocateEvery = 50 * millisecond
+
+// NewSubscriber returns a Subscriber without tracks.
+func NewSubscriber(cfg SubscriberConfig) *Subscriber {
+	s := &Subscriber{sink: cfg.Sink, extensions: cfg.Extensions, cname: cfg.CNAME,
+		onPaused: cfg.OnPaused, bySSRC: make(map[uint32]*DownTrack)}
+	s.bandwidth.init(cfg.StartBitrate, cfg.MaxBitrate)
+	s.pacer.burst = burstPackets
+	s.resends = maxResends
+	return s
+}
+
+// SetExtensions replaces the extension IDs after a new negotiation.
+func (s *Subscriber) SetExtensions(m ExtensionMap) { s.extensions = m }
+
 // Add starts forwarding t.
-func (s *Subscriber) Add(t *Track, cfg DownConfig, now int64) *DownTrack { panic("unimplemented") }
+func (s *Subscriber) Add(t *Track, cfg DownConfig, now int64) *DownTrack {
+	d := &DownTrack{sub: s, track: t, ssrc: cfg.SSRC, rtx: cfg.RTX, pass: cfg.PassThrough,
+		layer: min(max(cfg.Layer, 0), MaxLayers-1), prefers: cfg.Preference, history: newHistory(t.kind), grant: nothing}
+	d.rtxSeq = uint16(cfg.RTX>>8) & 0x7fff
+	d.SetFormats(cfg.Formats, cfg.MID)
+	t.downs = append(t.downs, d)
+	s.downs = append(s.downs, d)
+	s.bySSRC[d.ssrc] = d
+	if d.rtx != 0 {
+		s.bySSRC[d.rtx] = d
+	}
+	t.want(now)
+	s.allocate(now)
+	return d
+}
+
+func (s *Subscriber) drop(d *DownTrack) {
+	for i := range s.downs {
+		if s.downs[i] == d {
+			s.downs = append(s.downs[:i], s.downs[i+1:]...)
+			break
+		}
+	}
+	delete(s.bySSRC, d.ssrc)
+	delete(s.bySSRC, d.rtx)
+	s.pacer.forget(d)
+	s.dirty = true
+}
+
+// submit sends a packet now or queues it.
+func (s *Subscriber) submit(d *DownTrack, e *sent, p *slot, now int64) {
+	if d.track.kind == Audio || s.pacer.free() {
+		s.transmit(d, e, p, false, now)
+		return
+	}
+	s.pacer.push(d, e.seq, false, now)
+}
+
+// transmit sends the packet that e stands for, p of its ring. With repair it
+// goes out as a retransmission.
+func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now int64) {
+	f := d.format(p)
+	if f == nil {
+		return
+	}
+	ring := &e.stream.ring
+	pt, ssrc, seq := f.PT, d.ssrc, e.seq
+	payload := ring.payload(p)
+	if p.codec == VP8 && !d.pass {
+		p.frame.patch(payload, e.numbers)
+	}
+	if repair && d.rtx != 0 && f.RTX != 0 {
+		pt, ssrc, seq = f.RTX, d.rtx, d.rtxSeq
+		d.rtxSeq++
+		payload = ring.repair(p, e.seq)
+	}
+	w := &s.header
+	w.start(pt, e.marker, seq, e.ts, ssrc)
+	if len(payload) == 0 { // padding only, on a link
+		w.buf[0] |= 0x20
+		payload = s.zeros[len(s.zeros)-1:]
+		payload[0] = 1
+	}
+	s.extend(d, p, ring, now)
+	s.send(w.finish(), payload, now)
+	if repair {
+		s.stats.Retransmitted++
+	} else {
+		s.stats.Packets++
+		s.stats.Bytes += uint64(len(payload))
+	}
+}
+
+// extend writes the header extensions of a packet. p is nil for padding.
+func (s *Subscriber) extend(d *DownTrack, p *slot, r *ring, now int64) {
+	m := &s.extensions
+	w := &s.header
+	var dd []byte
+	if p != nil && m.DependencyDescriptor != 0 && p.dd > 0 {
+		dd = r.dependency(p)
+	}
+	mid := m.MID != 0 && !d.heard && len(d.mid) > 0 && len(d.mid) <= 16
+	level := p != nil && m.AudioLevel != 0 && p.flags&slotLevel != 0
+	if m.TransportCC == 0 && m.AbsSendTime == 0 && dd == nil && !mid && !level {
+		return
+	}
+	w.block(len(dd) > 16 || m.wide())
+	switch {
+	case m.TransportCC != 0:
+		binary.BigEndian.PutUint16(w.add(m.TransportCC, 2), uint16(s.transport))
+	case m.AbsSendTime != 0:
+		t := uint32(units(now, 1<<18))
+		b := w.add(m.AbsSendTime, 3)
+		b[0], b[1], b[2] = uint8(t>>16), uint8(t>>8), uint8(t)
+	}
+	if level {
+		w.add(m.AudioLevel, 1)[0] = p.level
+	}
+	if mid {
+		copy(w.add(m.MID, len(d.mid)), d.mid)
+	}
+	if dd != nil {
+		copy(w.add(m.DependencyDescriptor, len(dd)), dd)
+	}
+}
+
+// wide reports whether an ID needs the two-byte form.
+func (m *ExtensionMap) wide() bool {
+	return max(m.MID, m.TransportCC, m.AbsSendTime, m.AudioLevel, m.DependencyDescriptor) > 14
+}
+
+// send hands a packet to the connection and notes it for the bandwidth
+// estimate.
+func (s *Subscriber) send(header, payload []byte, now int64) {
+	// A packet that the connection did not take is a lost packet.
+	_ = s.sink.SendRTP(header, payload)
+	size := len(header) + len(payload)
+	s.bandwidth.sent(s.transport, size, now)
+	s.transport++
+	s.pacer.spend(size)
+}
+
+// pad sends a packet of n padding bytes, 1 to 255.
+func (s *Subscriber) pad(d *DownTrack, pt uint8, ssrc uint32, seq uint16, ts uint32, n int, now int64) {
+	w := &s.header
+	w.start(pt, false, seq, ts, ssrc)
+	w.buf[0] |= 0x20
+	s.extend(d, nil, nil, now)
+	payload := s.zeros[len(s.zeros)-n:]
+	payload[n-1] = uint8(n)
+	s.send(w.finish(), payload, now)
+}
 
 // HandleRTCP takes one decrypted compound packet and reads NACKs, PLIs, FIRs,
 // receiver reports, transport-wide feedback and REMBs for our streams.
-func (s *Subscriber) HandleRTCP(packet []byte, now int64) { panic("unimplemented") }
+func (s *Subscriber) HandleRTCP(packet []byte, now int64) {
+	for {
+		p, rest, ok := nextRTCP(packet)
+		if !ok {
+			return
+		}
+		packet = rest
+		switch p.kind {
+		case rtcpSR, rtcpRR:
+			for b := p.reports(); len(b) > 0; b = b[reportBlockSize:] {
+				s.reported(readReport(b), now)
+			}
+		case rtcpRTPFB:
+			media, fci, ok := p.feedback()
+			if ok && p.count == fbNACK {
+				s.nacked(media, fci, now)
+			} else if ok && p.count == fbTransport {
+				s.bandwidth.feedback(fci, s.rtt, now)
+			}
+		case rtcpPSFB:
+			if media, fci, ok := p.feedback(); ok {
+				s.payloadFeedback(p.count, media, fci, now)
+			}
+		}
+	}
+}
+
+func (s *Subscriber) payloadFeedback(format uint8, media uint32, fci []byte, now int64) {
+	switch format {
+	case fbPLI:
+		if d := s.bySSRC[media]; d != nil {
+			d.wantKeyframe(now)
+		}
+	case fbFIR:
+		for ; len(fci) >= 8; fci = fci[8:] {
+			if d := s.bySSRC[binary.BigEndian.Uint32(fci)]; d != nil {
+				d.wantKeyframe(now)
+			}
+		}
+	case fbREMB:
+		if rate, ok := remb(fci); ok {
+			s.bandwidth.remb(rate)
+			s.dirty = true
+		}
+	}
+}
+
+// wantKeyframe passes a request of the receiver on.
+func (d *DownTrack) wantKeyframe(now int64) {
+	s := d.current
+	if s == nil {
+		s = d.target
+	}
+	if s != nil {
+		s.keys.request(s, now)
+	}
+}
+
+// reported takes a reception report of one of our streams.
+func (s *Subscriber) reported(r reportBlock, now int64) {
+	d := s.bySSRC[r.ssrc]
+	if d == nil || r.ssrc != d.ssrc {
+		return
+	}
+	d.heard = true
+	s.stats.Loss += (float64(r.fraction)/256 - s.stats.Loss) / 4
+	if r.lsr == 0 || r.lsr != d.reportNTP {
+		return
+	}
+	rtt := now - d.reportAt - int64(r.dlsr)*second/65536
+	if rtt < 0 || rtt > 10*second {
+		return
+	}
+	if s.rtt == 0 {
+		s.rtt = rtt
+	}
+	s.rtt += (rtt - s.rtt) / 4
+}
+
+// maxResends bounds the retransmissions to one subscriber in one tick.
+const maxResends = 64
+
+// nacked sends again what a NACK asks for.
+func (s *Subscriber) nacked(media uint32, fci []byte, now int64) {
+	d := s.bySSRC[media]
+	if d == nil || d.closed {
+		return
+	}
+	for ; len(fci) >= 4; fci = fci[4:] {
+		seq := binary.BigEndian.Uint16(fci)
+		s.resend(d, seq, now)
+		for bits := binary.BigEndian.Uint16(fci[2:]); bits != 0; bits >>= 1 {
+			seq++
+			if bits&1 != 0 {
+				s.resend(d, seq, now)
+			}
+		}
+	}
+}
+
+// resend sends a packet again unless it went out again just now.
+func (s *Subscriber) resend(d *DownTrack, seq uint16, now int64) {
+	e := d.history.get(seq)
+	if e == nil || s.resends == 0 {
+		return
+	}
+	if e.resent != 0 && now-e.resent < max(s.rtt*3/4, minRetry/2) {
+		return
+	}
+	p := e.stream.ring.get(e.source)
+	if p == nil {
+		return
+	}
+	s.resends--
+	e.resent = now
+	if s.pacer.free() || d.track.kind == Audio {
+		s.transmit(d, e, p, true, now)
+		return
+	}
+	s.pacer.push(d, seq, true, now)
+}
 
 // Tick does what is due: paced packets, probes, sender reports, allocation.
 // Call it every 5 ms.
-func (s *Subscriber) Tick(now int64) { panic("unimplemented") }
+func (s *Subscriber) Tick(now int64) {
+	s.resends = maxResends
+	s.bandwidth.tick(now)
+	s.drain(now)
+	if s.dirty || now >= s.nextAllocate {
+		s.allocate(now)
+	}
+	s.probe(now)
+	for _, d := range s.downs {
+		d.report(now)
+	}
+	s.out.flush(s.sink)
+}
+
+// report sends a sender report when one is due.
+func (d *DownTrack) report(now int64) {
+	if now < d.nextReport || d.current == nil || !d.started {
+		return
+	}
+	c := &d.current.clock
+	if c.ntp == 0 {
+		return
+	}
+	d.nextReport = now + second
+	elapsed := now - c.at
+	ntp := c.ntp + uint64(elapsed/second)<<32 + uint64((elapsed%second)<<32/second)
+	rtp := c.rtp + uint32(units(elapsed, d.current.hertz))
+	if !d.pass {
+		rtp += d.shift
+	}
+	w := &d.sub.out
+	w.need(28+12+len(d.sub.cname)+4, d.sub.sink)
+	w.senderReport(d.ssrc, ntp, rtp, d.packets, d.octets)
+	w.cname(d.ssrc, d.sub.cname)
+	d.reportNTP, d.reportAt = uint32(ntp>>16), now
+}
 
 // SendStats sums up what a Subscriber sent since it was made.
 type SendStats struct {
@@ -63,29 +367,20 @@ type SendStats struct {
 }
 
 // Stats returns the counters.
-func (s *Subscriber) Stats() SendStats { panic("unimplemented") }
+func (s *Subscriber) Stats() SendStats {
+	out := s.stats
+	out.RTT, out.Estimate = s.rtt, s.bandwidth.estimate()
+	for _, d := range s.downs {
+		if d.paused {
+			out.Paused++
+		}
+	}
+	return out
+}
 
 // Close ends all down tracks.
-func (s *Subscriber) Close() { panic("unimplemented") }
-
-// DownTrack is one track on its way to one subscriber.
-type DownTrack struct{}
-
-// Track returns the track that is forwarded.
-func (d *DownTrack) Track() *Track { panic("unimplemented") }
-
-// SetPreference says what the subscriber wants from now on.
-func (d *DownTrack) SetPreference(p Preference, now int64) { panic("unimplemented") }
-
-// SetFormats replaces payload types and MID after a new negotiation.
-func (d *DownTrack) SetFormats(f []Format, mid string) { panic("unimplemented") }
-
-// Layer returns the layer that is forwarded and its highest temporal layer, -1
-// and -1 when nothing is.
-func (d *DownTrack) Layer() (spatial, temporal int) { panic("unimplemented") }
-
-// Paused reports whether the track is held back for lack of bandwidth.
-func (d *DownTrack) Paused() bool { panic("unimplemented") }
-
-// Close stops forwarding.
-func (d *DownTrack) Close() { panic("unimplemented") }
+func (s *Subscriber) Close() {
+	for len(s.downs) > 0 {
+		s.downs[len(s.downs)-1].Close()
+	}
+}

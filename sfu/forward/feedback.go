@@ -1,0 +1,195 @@
+package forward
+
+import "encoding/binary"
+
+// transportFeedback notes when packets of a connection came, by their
+// transport-wide numbers, and tells the sender
+// (draft-holmer-rmcat-transport-wide-cc-extensions-01).
+type transportFeedback struct {
+	at      [feedbackWindow]int64 // arrival; 0: not come
+	next    uint64                // first number to report, unwrapped
+	high    uint64                // highest that came; 0: none
+	pending bool
+	count   uint8
+	symbols [maxStatuses]uint8
+}
+
+const (
+	feedbackWindow = 4096
+	maxStatuses    = 384 // in one message
+	maxReorder     = 500 // older packets are not reported any more
+)
+
+// Status symbols of a packet.
+const (
+	statusLost = iota
+	statusSmall
+	statusLarge
+)
+
+// record notes that number seq came.
+func (t *transportFeedback) record(seq uint16, now int64) {
+	var n uint64
+	if t.high == 0 {
+		n = firstSeq + uint64(seq)
+		t.high, t.next = n, n
+	} else {
+		n = t.high + uint64(int64(int16(seq-uint16(t.high))))
+		if n+maxReorder < t.next {
+			return
+		}
+		t.next = min(t.next, n)
+	}
+	if n > t.high {
+		if n-t.high >= feedbackWindow/2 {
+			t.next = n // a jump: what was before is not worth telling
+			clear(t.at[:])
+		}
+		for t.high++; t.high < n && t.next < n; t.high++ {
+			t.at[t.high%feedbackWindow] = 0
+		}
+		t.high = n
+	}
+	t.at[n%feedbackWindow] = max(now, 1)
+	t.pending = true
+}
+
+// came returns when number n came, 0 if it did not.
+func (t *transportFeedback) came(n uint64) int64 { return t.at[n%feedbackWindow] }
+
+// send writes what came since the last time, in as many messages as it takes.
+func (t *transportFeedback) send(w *rtcpWriter, sink Sink, ssrc uint32) {
+	if !t.pending {
+		return
+	}
+	t.pending = false
+	for t.next <= t.high {
+		w.need(maxFeedback, sink)
+		if !t.message(w, ssrc) {
+			break
+		}
+	}
+}
+
+// maxFeedback bounds one message: head, a chunk for every 7 packets, and two
+// bytes of time for each.
+const maxFeedback = 20 + 2*(maxStatuses/7+2) + 2*maxStatuses + 4
+
+// message writes one message, starting at next, and moves next on.
+func (t *transportFeedback) message(w *rtcpWriter, ssrc uint32) bool {
+	base := t.next
+	first := t.firstFrom(base)
+	if first == 0 {
+		return false
+	}
+	const tick = second / 4000 // 250 µs
+	reference := first / (64 * millisecond)
+	last := reference * 64 * millisecond
+	n := 0
+	deltas := 0
+	large := 0
+	for base+uint64(n) <= t.high && n < maxStatuses {
+		at := t.came(base + uint64(n))
+		t.symbols[n] = statusLost
+		if at != 0 {
+			d := (at - last) / tick
+			if d < -32768 || d > 32767 {
+				break
+			}
+			last += d * tick
+			t.symbols[n] = statusSmall
+			if d < 0 || d > 255 {
+				t.symbols[n] = statusLarge
+				large++
+			}
+			deltas++
+		}
+		n++
+	}
+	if deltas == 0 {
+		t.next = base + uint64(max(n, 1))
+		return true
+	}
+	size := (20 + t.chunkBytes(n) + deltas + large + 3) &^ 3
+	b := w.begin(rtcpRTPFB, fbTransport, size)
+	if b == nil {
+		return false
+	}
+	clear(b[4:])
+	binary.BigEndian.PutUint32(b[4:], ssrc)
+	binary.BigEndian.PutUint16(b[12:], uint16(base))
+	binary.BigEndian.PutUint16(b[14:], uint16(n))
+	binary.BigEndian.PutUint32(b[16:], uint32(reference&0xffffff)<<8|uint32(t.count))
+	t.count++
+	rest := t.writeChunks(b[20:], n)
+	last = reference * 64 * millisecond
+	for i := range n {
+		if t.symbols[i] == statusLost {
+			continue
+		}
+		d := (t.came(base+uint64(i)) - last) / tick
+		last += d * tick
+		if t.symbols[i] == statusSmall {
+			rest[0] = uint8(d)
+			rest = rest[1:]
+		} else {
+			binary.BigEndian.PutUint16(rest, uint16(int16(d)))
+			rest = rest[2:]
+		}
+	}
+	t.next = base + uint64(n)
+	return true
+}
+
+// firstFrom returns when the first packet from number n on came.
+func (t *transportFeedback) firstFrom(n uint64) int64 {
+	for ; n <= t.high; n++ {
+		if at := t.came(n); at != 0 {
+			return at
+		}
+	}
+	return 0
+}
+
+// chunk returns how many of the symbols from i on the next chunk holds, and
+// whether they are all the same (a run).
+func (t *transportFeedback) chunk(i, n int) (length int, run bool) {
+	same := 1
+	for i+same < n && t.symbols[i+same] == t.symbols[i] {
+		same++
+	}
+	if same >= 7 || i+same == n {
+		return same, true
+	}
+	return min(7, n-i), false
+}
+
+func (t *transportFeedback) chunkBytes(n int) int {
+	size := 0
+	for i := 0; i < n; size += 2 {
+		length, _ := t.chunk(i, n)
+		i += length
+	}
+	return size
+}
+
+// writeChunks writes the symbols as runs and vectors of seven and returns what
+// is left of b.
+func (t *transportFeedback) writeChunks(b []byte, n int) []byte {
+	for i := 0; i < n; {
+		length, run := t.chunk(i, n)
+		var v uint16
+		if run {
+			v = uint16(t.symbols[i])<<13 | uint16(length)
+		} else {
+			v = 0xc000
+			for k := range length {
+				v |= uint16(t.symbols[i+k]) << (12 - 2*k)
+			}
+		}
+		binary.BigEndian.PutUint16(b, v)
+		b = b[2:]
+		i += length
+	}
+	return b
+}
