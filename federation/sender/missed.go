@@ -47,6 +47,7 @@ func (s *Sender) fold(d *dest) error {
 type foldStep struct {
 	upTo    uint64
 	events  map[intern.RID][]uint32
+	sticky  map[intern.RID]map[uint32]bool
 	edus    []storage.Pair
 	dropped int
 }
@@ -75,6 +76,13 @@ func (s *Sender) readFold(d *dest, from, goal uint64) (*foldStep, error) {
 	}
 	if n < foldRows {
 		step.upTo = goal
+	}
+	step.sticky = map[intern.RID]map[uint32]bool{}
+	for rid := range step.events {
+		step.sticky[rid] = map[uint32]bool{}
+		for _, n := range s.cfg.Events.OwnSticky(rid) {
+			step.sticky[rid][n] = true
+		}
 	}
 	return step, nil
 }
@@ -105,7 +113,7 @@ func (s *Sender) writeFold(d *dest, step *foldStep) error {
 	p.cursor = step.upTo
 	err := s.cfg.Commit.Do(s.ctx, func(tx *storage.Tx) error {
 		for rid, ns := range step.events {
-			if err := addMissed(tx, frKey(d.sid, rid), ns); err != nil {
+			if err := addMissed(tx, frKey(d.sid, rid), ns, step.sticky[rid]); err != nil {
 				return err
 			}
 		}
@@ -129,8 +137,9 @@ func (s *Sender) writeFold(d *dest, step *foldStep) error {
 	return nil
 }
 
-// addMissed appends event numbers to a fr row and keeps the newest.
-func addMissed(tx *storage.Tx, key []byte, ns []uint32) error {
+// addMissed appends event numbers to a fr row and keeps the newest, and those
+// that are sticky.
+func addMissed(tx *storage.Tx, key []byte, ns []uint32, sticky map[uint32]bool) error {
 	var have []uint32
 	old, err := tx.Get(key)
 	if err == nil {
@@ -140,7 +149,13 @@ func addMissed(tx *storage.Tx, key []byte, ns []uint32) error {
 		return err
 	}
 	have = append(have, ns...)
-	tx.Put(key, encodeMissed(have[max(0, len(have)-maxMissedPerRoom):]))
+	kept, newest := have[:0], len(have)-maxMissedPerRoom
+	for i, n := range have {
+		if i >= newest || sticky[n] {
+			kept = append(kept, n)
+		}
+	}
+	tx.Put(key, encodeMissed(kept))
 	return nil
 }
 

@@ -116,7 +116,8 @@ func decodeProgress(b []byte) (progress, error) {
 }
 
 // maxMissedPerRoom is how many events of a room a server gets that comes back
-// after a long time; it fetches what came before them itself.
+// after a long time, beside those that are sticky; it fetches what came before
+// them itself.
 const maxMissedPerRoom = 20
 
 // encodeMissed is the value of a fr row: event numbers, oldest first.

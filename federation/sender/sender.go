@@ -44,6 +44,9 @@ type Transport interface {
 type Events interface {
 	// OutgoingEvent returns the event's JSON; ok false when it is gone.
 	OutgoingEvent(ctx context.Context, room intern.RID, n uint32) (pdu json.RawMessage, ok bool, err error)
+	// OwnSticky lists this server's events of a room that are sticky still:
+	// however much a server has missed, it gets these.
+	OwnSticky(room intern.RID) []uint32
 }
 
 // Config is what a Sender stands on.

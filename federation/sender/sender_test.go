@@ -152,6 +152,14 @@ func (w *world) OutgoingEvent(_ context.Context, rid intern.RID, n uint32) (json
 	return json.RawMessage(fmt.Sprintf(`{"text":"%d/%d"}`, rid, n)), true, nil
 }
 
+// OwnSticky: the third event is sticky, which is of room 1.
+func (w *world) OwnSticky(rid intern.RID) []uint32 {
+	if rid != 1 {
+		return nil
+	}
+	return []uint32{3}
+}
+
 // say commits an event for servers and returns its text.
 func (w *world) say(to ...mxid.ServerName) string {
 	w.t.Helper()
@@ -479,7 +487,8 @@ func TestVolatileEDUs(t *testing.T) {
 }
 
 // An unreachable server mustn't keep the log from being cleaned, and still
-// gets the newest events and all to-device messages when it comes back.
+// gets the newest events, those that are sticky and all to-device messages when
+// it comes back.
 func TestUnreachableServer(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprintf("restart=%v", restart), func(t *testing.T) { testUnreachable(t, restart) })
@@ -522,12 +531,12 @@ func testUnreachable(t *testing.T, restart bool) {
 	w.clock.Advance(time.Minute)
 	w.idle()
 	w.expect(w.peers["b"].edus, edus)
-	for _, e := range append([]string{after}, last['1'], last['2'], last['3']) {
+	for _, e := range append([]string{after}, last['1'], last['2'], last['3'], "1/3") {
 		if !slices.Contains(w.peers["b"].events, e) {
 			t.Errorf("%s never came", e)
 		}
 	}
-	if n := len(w.peers["b"].events); n > 3*maxMissedPerRoom+1 {
+	if n := len(w.peers["b"].events); n > 3*maxMissedPerRoom+2 {
 		t.Errorf("%d events sent", n)
 	}
 	if n := w.rows("fr") + w.rows("fe"); n != 0 {

@@ -172,6 +172,8 @@ func (o outgoing) OutgoingEvent(ctx context.Context, r intern.RID, num uint32) (
 	return o.n.rooms.OutgoingEvent(ctx, r, num)
 }
 
+func (o outgoing) OwnSticky(r intern.RID) []uint32 { return o.n.rooms.OwnSticky(r) }
+
 // openServices makes the stateful services and closes their cycles.
 func (n *Node) openServices(Options) error {
 	var err error
