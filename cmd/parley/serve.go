@@ -36,6 +36,7 @@ func runServe(ctx context.Context, a *args) error {
 	if err != nil {
 		return err
 	}
+	node.SpareMemory()
 	n, err := node.New(ctx, node.Options{Config: c, LogTo: a.stderr})
 	if err != nil {
 		return err
