@@ -1,0 +1,452 @@
+package transport
+
+import (
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	sweepInterval = time.Second
+	// maxRounds bounds how many receive batches are taken before the other
+	// duties of a turn.
+	maxRounds = 8
+	// maxParcels is how many handed-over batches may wait for a shard.
+	maxParcels = 64
+)
+
+// Shard is one socket and one goroutine. Conns live on one shard.
+type Shard struct {
+	srv   *Server
+	index int
+	sock  *socket
+	load  atomic.Int64
+
+	mu       sync.Mutex
+	calls    []func()
+	parcels  []*parcel
+	stopped  bool // the loop has ended: calls run where they are made
+	draining bool
+	pending  atomic.Bool // the loop was told of calls or parcels
+	ended    chan struct{}
+
+	// The rest belongs to the shard's goroutine.
+	closing  bool
+	conns    map[*Conn]struct{}
+	ufrags   map[string]*credential
+	paths    map[endpoint]*path
+	routes   map[endpoint]*Shard // whose path an address is, for our socket
+	handlers map[Handler]*handlerRef
+	tickers  []*ticker
+	now      int64
+	wall     time.Time
+	turn     uint64
+	touched  []*handlerRef
+	current  *Conn // whose packet is handled
+	outgoing []*parcel
+	spare    []func()
+	spareP   []*parcel
+	armed    time.Time
+	rearm    bool
+	nextTick time.Time
+	nextLook time.Time
+	src      source
+	stun     stunMessage
+	scratch  [integritySize]byte
+	counters counters
+	total    published
+}
+
+// handlerRef is a handler with the turn in which it was last given a packet.
+type handlerRef struct {
+	Handler
+	turn uint64
+	uses int
+}
+
+type ticker struct {
+	f       func(now int64)
+	stopped bool
+}
+
+func newShard(srv *Server, index int, sock *socket) *Shard {
+	s := &Shard{
+		srv: srv, index: index, sock: sock, ended: make(chan struct{}), rearm: true,
+		conns: map[*Conn]struct{}{}, ufrags: map[string]*credential{}, paths: map[endpoint]*path{},
+		routes: map[endpoint]*Shard{}, handlers: map[Handler]*handlerRef{},
+	}
+	s.src.shard = s
+	s.clock()
+	return s
+}
+
+func (s *Shard) refer(h Handler) *handlerRef {
+	r := s.handlers[h]
+	if r == nil {
+		r = &handlerRef{Handler: h}
+		s.handlers[h] = r
+	}
+	r.uses++
+	return r
+}
+
+func (s *Shard) release(r *handlerRef) {
+	if r.uses--; r.uses == 0 {
+		delete(s.handlers, r.Handler)
+	}
+}
+
+// Do runs f on the shard's goroutine, after what was given to Do before. It
+// doesn't wait for f, and may be called from the shard itself. Safe for
+// concurrent use. After the Server was closed f still runs, when all Conns
+// are closed.
+func (s *Shard) Do(f func()) {
+	s.mu.Lock()
+	s.calls = append(s.calls, f)
+	mine := s.stopped && !s.draining
+	if mine {
+		s.draining = true
+	}
+	s.mu.Unlock()
+	if mine {
+		s.drain()
+		return
+	}
+	s.poke()
+}
+
+// drain runs the calls that come after the end of the loop.
+func (s *Shard) drain() {
+	for {
+		s.mu.Lock()
+		calls := s.calls
+		s.calls = nil
+		if len(calls) == 0 {
+			s.draining = false
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		for _, f := range calls {
+			f()
+		}
+	}
+}
+
+// post hands over packets. It reports false, and takes nothing, when too many
+// are waiting.
+func (s *Shard) post(p *parcel) bool {
+	s.mu.Lock()
+	ok := len(s.parcels) < maxParcels && !s.stopped
+	if ok {
+		s.parcels = append(s.parcels, p)
+	}
+	s.mu.Unlock()
+	if ok {
+		s.poke()
+	}
+	return ok
+}
+
+// poke makes the loop look for calls and parcels.
+func (s *Shard) poke() {
+	if !s.pending.Swap(true) {
+		s.sock.wake()
+	}
+}
+
+// Every runs f on each Tick, for as long as it isn't stopped. Shard only.
+func (s *Shard) Every(f func(now int64)) (stop func()) {
+	t := &ticker{f: f}
+	s.tickers = append(s.tickers, t)
+	s.rearm = true
+	return func() { t.stopped = true }
+}
+
+// Now is the time that handlers are given: nanoseconds on the Server's
+// monotonic clock, taken at the start of the turn. Shard only.
+func (s *Shard) Now() int64 { return s.now }
+
+func (s *Shard) clock() {
+	s.now = s.srv.clock.Now().Sub(s.srv.start).Nanoseconds()
+	s.wall = time.Now()
+}
+
+// run is the loop: wait for packets, calls or the next tick; handle them; send
+// what came of it.
+func (s *Shard) run() {
+	defer close(s.ended)
+	for !s.closing {
+		n, err := s.sock.read(s.idle())
+		s.clock()
+		s.turn++
+		for rounds := 0; n > 0; rounds++ {
+			s.handleBatch(n)
+			if n < recvBatch || rounds == maxRounds {
+				break
+			}
+			n, err = s.sock.read(false)
+		}
+		if err != nil {
+			s.srv.log.Error("read packets", "error", err)
+			s.closeAll()
+		}
+		s.handOver()
+		s.takeMail()
+		s.tick()
+		s.drained()
+		s.flush()
+		s.total.publish(&s.counters)
+	}
+	s.sock.close()
+	s.mu.Lock()
+	s.stopped, s.draining = true, true
+	s.mu.Unlock()
+	s.drain()
+}
+
+// idle sets the time of the next duty and reports whether to wait for it.
+func (s *Shard) idle() bool {
+	if s.rearm || !s.armed.IsZero() && !s.wall.Before(s.armed) {
+		s.rearm = false
+		s.armed = s.nextDuty()
+		s.sock.arm(s.armed)
+	}
+	return !s.pending.Load()
+}
+
+func (s *Shard) nextDuty() time.Time {
+	switch {
+	case len(s.tickers) > 0:
+		if s.nextTick.Before(s.wall) {
+			s.nextTick = s.wall.Add(Tick)
+		}
+		return s.nextTick
+	case len(s.conns) > 0:
+		return s.wall.Add(sweepInterval)
+	}
+	return time.Time{}
+}
+
+// handleBatch handles the n packets of the receive batch.
+func (s *Shard) handleBatch(n int) {
+	for i := 0; i < n; {
+		i = s.handleFrom(i, n)
+	}
+}
+
+// handleFrom handles packets from i on and returns where to go on: after n, or
+// after a packet that made a handler panic.
+func (s *Shard) handleFrom(i, n int) (next int) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.crashed(p)
+			next = i + 1
+		}
+	}()
+	for ; i < n; i++ {
+		if b := s.sock.received(i, &s.src); b != nil {
+			s.handle(b, &s.src)
+		}
+	}
+	return n
+}
+
+// guard calls f and lets a panic of it end c only.
+func (s *Shard) guard(c *Conn, f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.crashed(p)
+		}
+	}()
+	s.current = c
+	f()
+}
+
+// crashed ends the Conn whose packet made its handler panic.
+func (s *Shard) crashed(p any) {
+	attrs := []any{slog.String("stack", string(debug.Stack()))}
+	if e, ok := p.(runtime.Error); ok {
+		attrs = append(attrs, slog.String("error", e.Error()))
+	}
+	s.srv.log.Error("a packet made its handler panic; its connection is closed", attrs...)
+	s.counters.panics++
+	c := s.current
+	if c == nil || c.ended() {
+		return
+	}
+	defer func() {
+		if recover() != nil { // the handler of the state as well
+			s.counters.panics++
+		}
+	}()
+	c.fail()
+}
+
+// handle takes one packet.
+func (s *Shard) handle(b []byte, src *source) {
+	s.counters.packetsIn++
+	s.counters.bytesIn += uint64(len(b))
+	s.current = nil
+	k := classify(b)
+	switch k {
+	case kindNone:
+		s.counters.invalid++
+		return
+	case kindSTUN:
+		s.handleSTUN(b, src)
+		return
+	}
+	p := s.pathOf(src)
+	if p == nil {
+		if owner := s.routes[src.from]; owner != nil && src.shard == s && src.tcp == nil {
+			s.forward(owner, b, src)
+			return
+		}
+		s.counters.unknown++
+		return
+	}
+	s.current = p.conn
+	p.conn.handle(k, b, p)
+}
+
+// handle takes a packet from an address of c.
+func (c *Conn) handle(k kind, b []byte, p *path) {
+	s := c.shard
+	if k == kindDTLS {
+		c.handleDTLS(b)
+		return
+	}
+	if c.get == nil {
+		s.counters.invalid++
+		return
+	}
+	if k == kindRTP {
+		plain, err := c.get.openRTP(b)
+		if err != nil {
+			s.counters.invalid++
+			return
+		}
+		s.touch(c, p)
+		c.handler.HandleRTP(c, plain, s.now)
+		return
+	}
+	plain, err := c.get.openRTCP(b)
+	if err != nil {
+		s.counters.invalid++
+		return
+	}
+	s.touch(c, p)
+	c.handler.HandleRTCP(c, plain, s.now)
+}
+
+// touch notes an authentic packet.
+func (s *Shard) touch(c *Conn, p *path) {
+	c.heard, p.heard = s.now, s.now
+	if r := c.handler; r.turn != s.turn {
+		r.turn = s.turn
+		s.touched = append(s.touched, r)
+	}
+}
+
+func (s *Shard) pathOf(src *source) *path {
+	if src.tcp != nil {
+		return src.tcp.path
+	}
+	return s.paths[src.from]
+}
+
+// takeMail runs what other goroutines want of the shard.
+func (s *Shard) takeMail() {
+	if !s.pending.Load() {
+		return
+	}
+	s.pending.Store(false)
+	s.rearm = true // a wake leaves its deadline behind
+	s.mu.Lock()
+	calls, parcels := s.calls, s.parcels
+	s.calls, s.parcels = s.spare[:0], s.spareP[:0]
+	s.mu.Unlock()
+	for i, p := range parcels {
+		s.unpack(p)
+		parcels[i] = nil
+	}
+	for i, f := range calls {
+		f()
+		calls[i] = nil
+	}
+	s.spare, s.spareP = calls, parcels
+}
+
+// tick runs the tickers and, once a second, looks for what has timed out.
+func (s *Shard) tick() {
+	if len(s.tickers) > 0 && !s.wall.Before(s.nextTick) {
+		s.nextTick = s.nextTick.Add(Tick)
+		if s.nextTick.Before(s.wall) {
+			s.nextTick = s.wall.Add(Tick)
+		}
+		live := s.tickers[:0]
+		for _, t := range s.tickers {
+			if !t.stopped {
+				t.f(s.now)
+			}
+			if !t.stopped {
+				live = append(live, t)
+			}
+		}
+		s.tickers = live
+		s.rearm = true
+	}
+	if s.wall.Before(s.nextLook) {
+		return
+	}
+	s.nextLook = s.wall.Add(sweepInterval)
+	for c := range s.conns {
+		c.sweep(s.now)
+	}
+}
+
+// drained tells the handlers that were given packets.
+func (s *Shard) drained() {
+	for i, r := range s.touched {
+		s.current = nil
+		s.guard(nil, func() { r.HandleDrained(s.now) })
+		s.touched[i] = nil
+	}
+	s.touched = s.touched[:0]
+}
+
+// transmit sends a packet that was built in the outbox's slot.
+func (s *Shard) transmit(p *path, b []byte) {
+	s.counters.packetsOut++
+	s.counters.bytesOut += uint64(len(b))
+	if p.tcp != nil {
+		if !p.tcp.write(b) {
+			s.counters.lost++
+		}
+		return
+	}
+	s.sock.push(&p.target, len(b))
+	if s.sock.full() {
+		s.flush()
+	}
+}
+
+func (s *Shard) flush() {
+	if s.sock.count > 0 {
+		s.counters.lost += uint64(s.sock.flush())
+	}
+}
+
+// closeAll ends all Conns and the loop.
+func (s *Shard) closeAll() {
+	s.closing = true
+	for c := range s.conns {
+		c.end(StateClosed)
+		s.guard(c, func() { c.handler.HandleState(c, StateClosed) })
+	}
+	s.flush()
+}

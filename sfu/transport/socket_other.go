@@ -1,0 +1,77 @@
+//go:build !linux
+
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+)
+
+const canShare = false // one socket and one shard
+
+type sysTarget struct{ addr netip.AddrPort }
+
+// socket is one UDP socket that reads and writes packet by packet, for systems
+// without batch calls. Everything but wake belongs to its shard's goroutine.
+type socket struct {
+	outbox
+	conn *net.UDPConn
+	buf1 [recvSlot]byte
+	from netip.AddrPort
+	n    int
+}
+
+func openSocket(addr netip.AddrPort, _ bool) (*socket, error) {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+	if err != nil {
+		return nil, fmt.Errorf("listen for packets: %w", err)
+	}
+	return &socket{outbox: newOutbox(), conn: c}, nil
+}
+
+func (s *socket) addr() netip.AddrPort { return s.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
+func (s *socket) close()               { s.conn.Close() }
+func (s *socket) wake()                { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) }
+func (s *socket) arm(t time.Time)      { _ = s.conn.SetReadDeadline(t) }
+
+// read takes one packet. When block is not set it takes none.
+func (s *socket) read(block bool) (int, error) {
+	if !block {
+		return 0, nil
+	}
+	n, from, err := s.conn.ReadFromUDPAddrPort(s.buf1[:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, nil
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return 0, err
+	}
+	if err != nil {
+		return 0, nil // an error of an earlier send
+	}
+	s.n, s.from = n, from
+	return 1, nil
+}
+
+func (s *socket) received(_ int, from *source) []byte {
+	from.from = endpointOf(s.from)
+	return s.buf1[:s.n]
+}
+
+func (s *socket) aim(t *target) { t.sys.addr = t.to.addrPort() }
+
+func (s *socket) flush() (lost int) {
+	for _, m := range s.msgs[:s.count] {
+		for p := m.head; p >= 0; p = s.next[p] {
+			if _, err := s.conn.WriteToUDPAddrPort(s.packet(p), m.to.sys.addr); err != nil {
+				lost++
+			}
+		}
+	}
+	s.reset()
+	return lost
+}
