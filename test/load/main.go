@@ -5,6 +5,12 @@
 //	go run ./test/load -url http://localhost:8008 -secret S -pid 123 send
 //	go run ./test/load -url … idle      many long-polls that wait
 //	go run ./test/load -url … initial   first sync of a user in many rooms
+//	go run ./test/load -url … rtp       calls: RTP through the server's SFU
+//
+// Mode rtp speaks the LiveKit client protocol, so it measures any server of
+// it: -url http://… is a homeserver that admits to calls, -url ws://… a server
+// whose -key and -key-secret are known; -alternate measures a second one in
+// turn with the first.
 //
 // It needs accounts: by a shared secret (-secret), a registration token
 // (-token), or open registration.
@@ -35,6 +41,7 @@ type options struct {
 	asJSON             bool
 	encrypted          bool
 	printToken         bool
+	rtp                rtpOptions
 }
 
 func main() {
@@ -54,8 +61,14 @@ func main() {
 	flag.BoolVar(&o.asJSON, "json", false, "print one JSON object")
 	flag.BoolVar(&o.encrypted, "encrypted", false, "send m.room.encrypted events of a usual size")
 	flag.BoolVar(&o.printToken, "print-token", false, "initial: print the access token of the user in all rooms, to sync again after a restart")
+	flag.StringVar(&o.rtp.calls, "calls", "1x20,10x10,1x100audio,1x200", "rtp: calls to measure (also 1x20layers)")
+	flag.IntVar(&o.rtp.passes, "passes", 3, "rtp: passes of each call")
+	flag.StringVar(&o.rtp.key, "key", "devkey", "rtp: API key of a LiveKit server")
+	flag.StringVar(&o.rtp.secret, "key-secret", "secret", "rtp: secret of that key")
+	flag.StringVar(&o.rtp.alternate, "alternate", "", "rtp: `URL` of a second server, measured in turn")
+	flag.IntVar(&o.rtp.alternatePID, "alternate-pid", 0, "rtp: process of the second server")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "Usage: load [flags] send | idle | initial")
+		fmt.Fprintln(flag.CommandLine.Output(), "Usage: load [flags] send | idle | initial | rtp")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -80,8 +93,10 @@ func run(ctx context.Context, o options, mode string) error {
 		report, err = runIdle(ctx, o)
 	case "initial":
 		report, err = runInitial(ctx, o)
+	case "rtp":
+		report, err = runRTP(ctx, o)
 	default:
-		return fmt.Errorf("say send, idle or initial, not %q", mode)
+		return fmt.Errorf("say send, idle, initial or rtp, not %q", mode)
 	}
 	if err != nil {
 		return err
@@ -95,14 +110,16 @@ func run(ctx context.Context, o options, mode string) error {
 
 // check keeps the load bounded and on this machine.
 func (o options) check() error {
-	u, err := url.Parse(o.url)
-	if err != nil {
-		return err
+	for _, address := range []string{o.url, o.rtp.alternate} {
+		u, err := url.Parse(address)
+		if err != nil {
+			return err
+		}
+		if h := u.Hostname(); address != "" && h != "localhost" && h != "127.0.0.1" && h != "::1" {
+			return fmt.Errorf("%s is not on this machine; loading other people's servers is not what this is for", h)
+		}
 	}
-	if h := u.Hostname(); h != "localhost" && h != "127.0.0.1" && h != "::1" {
-		return fmt.Errorf("%s is not on this machine; loading other people's servers is not what this is for", h)
-	}
-	if o.duration > 10*time.Minute || o.senders > 10_000 || o.rooms > 100_000 || o.receivers > 10_000 || o.pollers > 20_000 || o.rooms < 1 {
+	if o.duration > 10*time.Minute || o.senders > 10_000 || o.rooms > 100_000 || o.receivers > 10_000 || o.pollers > 20_000 || o.rooms < 1 || o.rtp.passes < 1 || o.rtp.passes > 100 {
 		return fmt.Errorf("a figure is out of range")
 	}
 	return nil
