@@ -88,6 +88,9 @@ func (n *Node) openAPIs(Options) error {
 		n.fed.Register(e)
 		n.media.RegisterFederation(e, n.fed)
 	}
+	if n.calls != nil {
+		e.GET(callsPath+"/*", echo.WrapHandler(n.calls.handler))
+	}
 	n.handler = n.measured(e)
 	return nil
 }

@@ -75,6 +75,7 @@ type Node struct {
 	sync   *sync.Handler
 	api    *clientapi.API
 	fed    *federation.API
+	calls  *calls // nil without calls
 
 	closers   []func() error // in the order of opening
 	handler   http.Handler
@@ -93,7 +94,7 @@ func New(ctx context.Context, o Options) (*Node, error) {
 		return nil, err
 	}
 	n.log, n.metrics = obs.NewLogger(o.LogTo, level), obs.NewMetrics()
-	for _, step := range []func(Options) error{n.openStore, n.openKeys, n.openServices, n.openAPIs} {
+	for _, step := range []func(Options) error{n.openStore, n.openKeys, n.openServices, n.openCalls, n.openAPIs} {
 		if err := step(o); err != nil {
 			return nil, errors.Join(err, n.closeAll())
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -32,6 +33,7 @@ type Handler struct {
 	cfg    Config
 	server *wire.ServerInfo
 	mux    *http.ServeMux
+	open   sync.WaitGroup // connections
 }
 
 // New makes a handler.
@@ -43,6 +45,22 @@ func New(cfg Config) *Handler {
 	h.mux.HandleFunc("GET /rtc/v1/validate", func(w http.ResponseWriter, r *http.Request) { h.validate(w, r, true) })
 	h.mux.HandleFunc("GET /rtc/validate", func(w http.ResponseWriter, r *http.Request) { h.validate(w, r, false) })
 	return h
+}
+
+// Wait returns when every connection has ended, or when ctx does. After the
+// server of calls was closed that is when the clients were told.
+func (h *Handler) Wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		h.open.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // ServeHTTP serves a path without the prefix of the mount.
@@ -66,10 +84,10 @@ type refusal struct {
 
 func (f *refusal) Error() string { return f.text }
 
-// open reads the token and the request and asks whether there is room. It
+// check reads the token and the request and asks whether there is room. It
 // answers the same for a connection and for validate, which the client calls
 // when the connection was refused to learn why.
-func (h *Handler) open(r *http.Request, single bool) (sfu.Grant, request, error) {
+func (h *Handler) check(r *http.Request, single bool) (sfu.Grant, request, error) {
 	token := r.URL.Query().Get("access_token")
 	if auth, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok && token == "" {
 		token = auth
@@ -97,7 +115,7 @@ func (h *Handler) open(r *http.Request, single bool) (sfu.Grant, request, error)
 }
 
 func (h *Handler) validate(w http.ResponseWriter, r *http.Request, single bool) {
-	if _, _, err := h.open(r, single); err != nil {
+	if _, _, err := h.check(r, single); err != nil {
 		refuse(w, err)
 		return
 	}
@@ -114,11 +132,13 @@ func refuse(w http.ResponseWriter, err error) {
 
 // connect serves one WebSocket until it ends.
 func (h *Handler) connect(w http.ResponseWriter, r *http.Request, single bool) {
-	g, req, err := h.open(r, single)
+	g, req, err := h.check(r, single)
 	if err != nil {
 		refuse(w, err)
 		return
 	}
+	h.open.Add(1)
+	defer h.open.Done()
 	c := &conn{handler: h, encoder: encoder{server: h.server}}
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true, OnPongReceived: c.ponged})
 	if err != nil {

@@ -1,0 +1,75 @@
+package node
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"parley/sfu"
+	"parley/sfu/media"
+	"parley/sfu/signal"
+	"parley/sfu/transport"
+)
+
+// callsPath is where clients find the signalling of calls.
+const callsPath = "/livekit/sfu"
+
+// goodbye is how long clients of calls may take to hear that the server stops.
+const goodbye = 3 * time.Second
+
+// calls is what the node has of calls; it is what the Matrix side of calls
+// (clientapi/rtc) needs of them.
+type calls struct {
+	tokens  *signal.Tokens
+	server  *sfu.Server
+	handler http.Handler
+	// presence is told who takes part; nil tells nobody.
+	presence sfu.Presence
+}
+
+// Token mints a token for a participant.
+func (c *calls) Token(g sfu.Grant) (string, error) { return c.tokens.Mint(g) }
+
+// Kick puts a participant out and revokes its tokens.
+func (c *calls) Kick(room, identity string) { c.server.Kick(room, identity) }
+
+// Joined passes on that a participant has come.
+func (c *calls) Joined(room, identity string) {
+	if c.presence != nil {
+		c.presence.Joined(room, identity)
+	}
+}
+
+// Gone passes on that a participant has gone.
+func (c *calls) Gone(room, identity string, why sfu.Why) {
+	if c.presence != nil {
+		c.presence.Gone(room, identity, why)
+	}
+}
+
+// openCalls opens the media port and makes the server of calls.
+func (n *Node) openCalls(Options) error {
+	if !n.cfg.Calls {
+		return nil
+	}
+	t, err := transport.Open(transport.Config{Listen: n.cfg.CallsUDP, Advertise: n.cfg.CallsAddresses, Clock: n.clk, Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.onClose(func() error { t.Close(); return nil })
+	c := &calls{tokens: signal.NewTokens(n.clk)}
+	c.server = sfu.NewServer(sfu.Config{
+		Media:  sfu.NewMedia(media.NewEngine(media.Config{Transport: t, Log: n.log, Clock: n.clk})),
+		Tokens: c.tokens, Data: signal.Packets{}, Presence: c, Clock: n.clk, Log: n.log})
+	clients := signal.New(signal.Config{Server: c.server, Tokens: c.tokens, Version: Version, Clock: n.clk, Log: n.log})
+	n.onClose(func() error {
+		c.server.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+		defer cancel()
+		_ = clients.Wait(ctx) // who didn't answer is cut off by the end of the process
+		return nil
+	})
+	c.handler = http.StripPrefix(callsPath, clients)
+	n.calls = c
+	return nil
+}
