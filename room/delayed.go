@@ -434,14 +434,16 @@ func (d *Delays) manage(ctx context.Context, id string, already func(*delayRow) 
 	key := d.keyOf(id)
 	e, ok := d.get(key)
 	if ok {
-		err := d.s.onRoom(ctx, e.rid, func(w *work) error {
+		// Whoever finds it finalised in the same batch waits for that to be
+		// durable too.
+		done, err := ask(ctx, d.s, e.rid, func(w *work) (bool, error) {
 			now, ok := w.delay(key)
 			if !ok {
-				return errGone
+				return false, nil
 			}
-			return do(w, now)
+			return true, do(w, now)
 		})
-		if !errors.Is(err, errGone) {
+		if done || err != nil {
 			return err
 		}
 	}
@@ -456,9 +458,6 @@ func (d *Delays) manage(ctx context.Context, id string, already func(*delayRow) 
 	}
 	return ErrFinalised
 }
-
-// errGone: the event has been finalised by somebody else.
-var errGone = errors.New("room: the delayed event is gone")
 
 // Find returns a delayed event; M_NOT_FOUND if there is none with this ID.
 func (d *Delays) Find(ctx context.Context, id string) (DelayedEvent, error) {
