@@ -96,8 +96,8 @@ type RoomEvents struct {
 	// with Active false), loudest first, at most every 400 ms.
 	Speakers func([]Speaker)
 	// Wanted tells which layers of a video track its subscribers want, on every
-	// change; lowering is delayed by 5 s. Indexed by Low, Medium, High. A track
-	// that nobody wants has all false.
+	// change; lowering is delayed by 5 s. Indexed by Low, Medium, High. All are
+	// wanted at first; a track that nobody wants has all false.
 	Wanted func(t *Track, layers [3]bool)
 }
 

@@ -197,7 +197,7 @@ func (p *Peer) need() {
 func (p *Peer) SetPreference(t *Track, pref Preference) {
 	p.room.mu.Lock()
 	defer p.room.mu.Unlock()
-	if p.closed || t.is(ended) || p.prefs[t] == pref && p.subs[t] != nil {
+	if old, ok := p.prefs[t]; p.closed || t.is(ended) || ok && old == pref {
 		return
 	}
 	p.prefs[t] = pref

@@ -43,6 +43,7 @@ func newTrack(p *Peer, spec TrackSpec) *Track {
 	t.spec.Layers = slices.Clone(spec.Layers)
 	slices.SortStableFunc(t.spec.Layers, func(a, b Layer) int { return cmp.Compare(a.Quality, b.Quality) })
 	t.info.Store(&TrackInfo{Mime: spec.Mime})
+	t.wanted.Store(7)
 	return t
 }
 
@@ -63,7 +64,7 @@ func (t *Track) Negotiated() bool { return t.is(negotiated) }
 
 func (t *Track) is(s trackState) bool { return t.state.Load() == uint32(s) }
 
-// Wanted is what RoomEvents.Wanted told last.
+// Wanted is what RoomEvents.Wanted told last; all layers before.
 func (t *Track) Wanted() [3]bool {
 	w := t.wanted.Load()
 	return [3]bool{w&1 != 0, w&2 != 0, w&4 != 0}
