@@ -101,6 +101,11 @@ func (d *DownTrack) options(list *[maxOptions]option) []option {
 	if !d.pass {
 		top = d.available(desired)
 	}
+	if !d.track.active(top) { // costs nothing until it comes
+		list[0] = d.option(top, anyLayer)
+		list[0].cost = 0
+		return list[:1]
+	}
 	n := 0
 	for i := 0; i <= top; i++ {
 		if i != top && (d.pass || !d.track.active(i)) {
@@ -203,6 +208,7 @@ func (s *Subscriber) allocate(now int64) {
 	}
 	if limited {
 		s.share(list, left, now)
+		s.overloaded = s.sending(list) > left*3/2
 	}
 	for _, d := range list {
 		if !limited {
@@ -211,6 +217,17 @@ func (s *Subscriber) allocate(now int64) {
 		d.apply(now)
 	}
 	s.stats.Wanted = wanted
+}
+
+// sending returns what the layers that go out now cost.
+func (s *Subscriber) sending(list []*DownTrack) int {
+	sum := 0
+	for _, d := range list {
+		if d.current != nil {
+			sum += d.track.bitrate(d.current.layer, anyLayer)
+		}
+	}
+	return sum
 }
 
 // share climbs the ladders of list with left bit/s.
@@ -323,6 +340,9 @@ func (d *DownTrack) give(next step, now int64) {
 			s.keys.request(s, now)
 		}
 	case d.current != s:
+		if d.current != nil && d.sub.overloaded && d.rung < len(d.ladder)-1 && next.layer < d.current.layer {
+			d.stop() // waiting for a key frame would fill the queues on the path
+		}
 		if !s.codec.video() || !d.enter(s, nil, now) {
 			s.keys.request(s, now)
 		}

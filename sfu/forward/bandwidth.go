@@ -1,13 +1,282 @@
 package forward
 
-// bandwidth estimates what a subscriber's connection carries.
-type bandwidth struct{}
+import "encoding/binary"
 
-func (b *bandwidth) init(start, most int)                {}
-func (b *bandwidth) sent(n uint64, size int, now int64)  {}
-func (b *bandwidth) feedback(fci []byte, rtt, now int64) {}
-func (b *bandwidth) remb(rate int)                       {}
-func (b *bandwidth) tick(now int64)                      {}
-func (b *bandwidth) estimate() int                       { return 0 }
-func (b *bandwidth) pace() int                           { return 10_000_000 }
-func (s *Subscriber) probe(now int64)                    {}
+// bandwidth estimates what a subscriber's connection carries, from when packets
+// came at its other end (Google congestion control, draft-ietf-rmcat-gcc-02):
+// growing delay is a queue that fills, and means less; heavy loss means less;
+// else a little more is tried. Probes find free bandwidth faster.
+type bandwidth struct {
+	start, most int
+	active      bool // transport-wide numbers are in use
+	heard       bool // and there was feedback
+	limit       int  // REMB, 0 none
+
+	packets   []sentPacket // ring by transport-wide number; nil until needed
+	newest    uint64
+	accounted uint64 // losses up to here are counted
+	reference int64  // time base of the last feedback, in 64 ms, unwrapped
+
+	delay delayEstimate
+	acked throughput
+	rate  rateControl
+	loss  lossControl
+	probe probeCluster
+}
+
+// sentPacket is a packet that feedback may speak of.
+type sentPacket struct {
+	at    int64
+	n     uint32 // low bits of the number
+	size  uint16
+	heard bool // feedback spoke of it
+	acked bool // and said that it came
+	probe bool
+}
+
+const (
+	sentPackets  = 2048
+	minBitrate   = 30_000
+	startBitrate = 1_000_000
+	mostBitrate  = 50_000_000
+)
+
+func (b *bandwidth) init(start, most int) {
+	if start == 0 {
+		start = startBitrate
+	}
+	if most == 0 {
+		most = mostBitrate
+	}
+	b.start, b.most = min(start, most), most
+	b.rate.init(b.start)
+	b.delay.init()
+}
+
+// sent notes packet n.
+func (b *bandwidth) sent(n uint64, size int, now int64) {
+	if b.packets == nil {
+		b.packets = make([]sentPacket, sentPackets)
+		b.accounted = n - 1
+	}
+	b.active, b.newest = true, n
+	b.packets[n%sentPackets] = sentPacket{at: now, n: uint32(n), size: uint16(size), probe: b.probe.running}
+	if b.probe.running {
+		b.probe.count(size)
+	}
+}
+
+// find returns what is known of packet n, nil if nothing.
+func (b *bandwidth) find(n uint64) *sentPacket {
+	if p := &b.packets[n%sentPackets]; p.n == uint32(n) && p.at != 0 {
+		return p
+	}
+	return nil
+}
+
+// estimate returns the bandwidth, bit/s, 0 when it is not known.
+func (b *bandwidth) estimate() int {
+	rate := 0
+	if b.active {
+		rate = b.rate.bitrate
+	}
+	if b.limit > 0 && (rate == 0 || b.limit < rate) && !b.heard {
+		rate = b.limit
+	}
+	return min(rate, b.most)
+}
+
+// pace returns the rate that the pacer multiplies.
+func (b *bandwidth) pace() int {
+	if rate := b.estimate(); rate > 0 {
+		return max(rate, 300_000)
+	}
+	return mostBitrate
+}
+
+// remb takes a receiver's own estimate; it counts where there is no feedback.
+func (b *bandwidth) remb(rate int) { b.limit = max(rate, minBitrate) }
+
+// feedback reads a transport-wide feedback message.
+func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
+	if b.packets == nil || len(fci) < 8 {
+		return
+	}
+	var r feedbackReader
+	if !r.open(fci) {
+		return
+	}
+	b.heard = true
+	n := b.newest + uint64(int64(int16(r.base-uint16(b.newest))))
+	at := b.unwrapReference(r.reference) * 64 * millisecond
+	for ; ; n++ {
+		status, delta, ok := r.next()
+		if !ok {
+			break
+		}
+		came := status == statusSmall || status == statusLarge
+		if came {
+			at += int64(delta) * (second / 4000)
+		}
+		if n > b.newest {
+			break
+		}
+		b.packet(n, came, at)
+	}
+	b.probed(now)
+	if rtt == 0 {
+		rtt = defaultRTT
+	}
+	b.rate.update(b.delay.state, b.loss.excess() > lightLoss, b.acked.bitrate(), rtt, now)
+	next := b.loss.update(b.rate.bitrate, b.acked.bitrate(), rtt, now)
+	if next < b.rate.bitrate {
+		b.rate.fell, b.rate.raising = now, false
+	}
+	b.rate.bitrate = min(max(next, minBitrate), b.most)
+}
+
+// packet takes what is said about packet n.
+func (b *bandwidth) packet(n uint64, came bool, at int64) {
+	p := b.find(n)
+	if p == nil {
+		return
+	}
+	p.heard = true
+	if !came || p.acked {
+		return
+	}
+	p.acked = true
+	b.account(p.at - reorderTime)
+	b.acked.add(int(p.size), at)
+	b.delay.packet(p.at, at)
+	if p.probe {
+		b.probe.came(p.at, at, int(p.size))
+	}
+}
+
+// reorderTime is how long after later packets one may come without counting as
+// lost.
+const reorderTime = 200 * millisecond
+
+// account counts the packets sent before a time as come or lost.
+func (b *bandwidth) account(before int64) {
+	b.accounted = max(b.accounted, b.newest-min(b.newest, sentPackets-1))
+	for b.accounted < b.newest {
+		p := b.find(b.accounted + 1)
+		if p != nil && p.at > before {
+			return
+		}
+		b.accounted++
+		if p != nil && p.heard { // of others, the feedback was lost
+			b.loss.count(p.acked, int(p.size))
+		}
+	}
+}
+
+// unwrapReference extends the 24 bits of a time base.
+func (b *bandwidth) unwrapReference(v uint32) int64 {
+	if b.reference == 0 {
+		b.reference = 1<<24 + int64(v)
+		return b.reference
+	}
+	d := int32((v-uint32(b.reference))<<8) >> 8
+	b.reference += int64(d)
+	return b.reference
+}
+
+// tick runs the timers.
+func (b *bandwidth) tick(now int64) { b.probe.tick(now) }
+
+// feedbackReader walks through the packets of a transport-wide feedback
+// message.
+type feedbackReader struct {
+	base      uint16
+	left      int
+	reference uint32
+
+	chunks []byte
+	deltas []byte
+	chunk  uint16
+	inside int // symbols left in chunk
+}
+
+// open reads the head and finds the deltas behind the chunks.
+func (r *feedbackReader) open(fci []byte) bool {
+	if len(fci) < 8 {
+		return false
+	}
+	r.base = binary.BigEndian.Uint16(fci)
+	r.left = int(binary.BigEndian.Uint16(fci[2:]))
+	r.reference = binary.BigEndian.Uint32(fci[4:]) >> 8
+	at := 8
+	for n := 0; n < r.left; at += 2 {
+		if at+2 > len(fci) {
+			return false
+		}
+		n += chunkSymbols(binary.BigEndian.Uint16(fci[at:]))
+		if at > maxFeedbackRead {
+			return false
+		}
+	}
+	r.chunks, r.deltas = fci[8:at], fci[at:]
+	return r.left > 0
+}
+
+const maxFeedbackRead = 4096
+
+// chunkSymbols returns how many packets a chunk speaks of, at least 1.
+func chunkSymbols(c uint16) int {
+	switch {
+	case c&0x8000 == 0:
+		return max(int(c&0x1fff), 1)
+	case c&0x4000 == 0:
+		return 14
+	}
+	return 7
+}
+
+// next returns the status of the next packet and its delta in 250 µs.
+func (r *feedbackReader) next() (status uint8, delta int16, ok bool) {
+	if r.left == 0 {
+		return 0, 0, false
+	}
+	if r.inside == 0 {
+		if len(r.chunks) < 2 {
+			return 0, 0, false
+		}
+		r.chunk = binary.BigEndian.Uint16(r.chunks)
+		r.chunks = r.chunks[2:]
+		r.inside = chunkSymbols(r.chunk)
+	}
+	r.left--
+	r.inside--
+	switch {
+	case r.chunk&0x8000 == 0:
+		status = uint8(r.chunk >> 13 & 3)
+	case r.chunk&0x4000 == 0:
+		status = uint8(r.chunk >> r.inside & 1)
+	default:
+		status = uint8(r.chunk >> (2 * r.inside) & 3)
+	}
+	return r.delta(status)
+}
+
+func (r *feedbackReader) delta(status uint8) (uint8, int16, bool) {
+	switch status {
+	case statusSmall:
+		if len(r.deltas) < 1 {
+			return 0, 0, false
+		}
+		d := int16(r.deltas[0])
+		r.deltas = r.deltas[1:]
+		return status, d, true
+	case statusLarge:
+		if len(r.deltas) < 2 {
+			return 0, 0, false
+		}
+		d := int16(binary.BigEndian.Uint16(r.deltas))
+		r.deltas = r.deltas[2:]
+		return status, d, true
+	}
+	return statusLost, 0, true
+}

@@ -68,3 +68,38 @@ func TestSimulcastSwitches(t *testing.T) {
 		t.Errorf("played %d frames", v.played)
 	}
 }
+
+func TestBadNetwork(t *testing.T) {
+	for name, bad := range map[string]func(c *call){
+		"30 % loss to the SFU":     func(c *call) { c.up.loss = 0.3 },
+		"30 % loss from the SFU":   func(c *call) { c.down.loss = 0.3 },
+		"30 % loss both ways":      func(c *call) { c.up.loss, c.down.loss = 0.3, 0.3 },
+		"reports are lost as well": func(c *call) { c.up.loss, c.upBack.loss, c.down.loss, c.downBack.loss = 0.2, 0.2, 0.2, 0.2 },
+		"200 ms of jitter":         func(c *call) { c.up.jitter, c.down.jitter = 200*millisecond, 200*millisecond },
+		"loss, jitter and padding": func(c *call) {
+			c.up.loss, c.down.loss, c.up.jitter, c.down.jitter = 0.1, 0.1, 50*millisecond, 50*millisecond
+			for _, e := range c.encoders {
+				e.pad = true
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCall(t)
+			_, _, a := c.audio()
+			_, _, v := c.video(3, 3)
+			bad(c)
+			c.run(20 * second)
+			t.Logf("audio %d of 1000; video %d of 500, longest stop %d ms, %d PLIs by the player, %v to the encoders, latency %d ms, %+v",
+				a.played, v.played, v.longest/millisecond, v.plis, []int{c.encoders[1].plis, c.encoders[2].plis, c.encoders[3].plis}, v.latency/millisecond, c.pub.Stats())
+			if a.packets < 950 {
+				t.Errorf("%d of 1000 audio packets came", a.packets)
+			}
+			if v.played < 300 {
+				t.Errorf("%d of 500 frames were shown", v.played)
+			}
+			if c.now-v.lastAt > 2*second {
+				t.Errorf("the picture stands still for %d ms", (c.now-v.lastAt)/millisecond)
+			}
+		})
+	}
+}

@@ -16,6 +16,7 @@ type pacer struct {
 	head, tail uint64
 	burst      int // packets left in this tick that need not wait
 	credit     int // bytes that may leave the queue
+	repairs    int // bytes that may be retransmitted
 	last       int64
 }
 
@@ -23,7 +24,8 @@ const (
 	burstPackets = 16
 	maxQueue     = 1024
 	paceFactor   = 2.5
-	maxWait      = 400 * millisecond // what waits longer goes out regardless
+	maxWait      = 2 * second // what waits longer is of no use any more
+	repairShare  = 0.5        // of the rate may be spent on retransmissions
 )
 
 // free reports whether a packet may go out without waiting.
@@ -66,14 +68,18 @@ func (s *Subscriber) drain(now int64) {
 	p.credit = min(max(p.credit, 0)+quantum, 2*quantum)
 	for p.head < p.tail {
 		q := p.queue[p.head%maxQueue]
-		if p.credit <= 0 && now-q.since < maxWait {
+		if p.credit <= 0 {
 			break
 		}
 		p.queue[p.head%maxQueue].d = nil
 		p.head++
-		s.release(q, now)
+		if now-q.since < maxWait {
+			s.release(q, now)
+		}
 	}
 	p.burst = burstPackets
+	repairs := int(int64(float64(rate)*repairShare) / 8 * elapsed / second)
+	p.repairs = min(p.repairs+repairs, int(float64(rate)*repairShare)/16)
 }
 
 // release sends a packet that waited, if it is still there.
@@ -86,6 +92,7 @@ func (s *Subscriber) release(q queued, now int64) {
 		return
 	}
 	if p := e.stream.ring.get(e.source); p != nil {
+		s.count(p, q.repair)
 		s.transmit(q.d, e, p, q.repair, now)
 	}
 }

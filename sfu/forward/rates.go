@@ -40,7 +40,7 @@ func (r *rates) tick(now int64) {
 		for tid := range r.bytes[sid] {
 			v := int(int64(r.bytes[sid][tid]) * 8 * second / d)
 			if r.known {
-				v = (v + r.bitrate[sid][tid]) / 2
+				v = smoothRate(r.bitrate[sid][tid], v)
 			}
 			r.bitrate[sid][tid] = v
 			r.bytes[sid][tid] = 0
@@ -52,6 +52,14 @@ func (r *rates) tick(now int64) {
 	}
 	r.fps, r.frames = fps, 0
 	r.known = r.known || r.total() > 0
+}
+
+// smoothRate follows falls fast and rises slowly: a key frame is no new rate.
+func smoothRate(old, v int) int {
+	if v > old {
+		return old + (v-old)/4
+	}
+	return old + (v-old)/2
 }
 
 // upTo sums the bitrate of all layers up to sid and tid.

@@ -207,7 +207,6 @@ func (e *encoder) report() {
 	e.out.send(w.buf[:w.n])
 }
 
-
 func (e *encoder) audio() {
 	if !e.on {
 		return
@@ -544,6 +543,9 @@ func (p *player) tick() {
 	if used > 0 {
 		w.nack(1, p.ssrc, pairs[:used])
 	}
+	if p.packets > 0 && p.frozen == 0 {
+		p.frozen = p.w.now // a first frame may take a moment
+	}
 	if p.video && p.packets > 0 && (p.wait || p.w.now-p.lastAt > second/2) && p.w.now-p.frozen > 300*millisecond {
 		p.frozen = p.w.now
 		p.plis++
@@ -585,7 +587,7 @@ type call struct {
 func isRTCP(b []byte) bool { return len(b) > 1 && b[1] >= 192 && b[1] <= 223 }
 
 func newCall(t *testing.T) *call {
-	c := &call{world: newWorld(t)}
+	c := &call{world: newWorld(t), feedback: &transportFeedback{}}
 	c.up = &pipe{w: c.world, delay: 20 * millisecond}
 	c.upBack = &pipe{w: c.world, delay: 20 * millisecond}
 	c.down = &pipe{w: c.world, delay: 20 * millisecond}

@@ -91,7 +91,7 @@ func (s *stream) receive(h *rtpHeader, x *extensions, f *Format, seq uint16, pay
 		return nil
 	default:
 		m, open := s.losses.take(n)
-		repaired = s.learn(m, open, repair, now)
+		repaired = s.learn(m, open, repair, f.RTX != 0, now)
 	}
 	s.received++
 	if repaired {
@@ -101,13 +101,14 @@ func (s *stream) receive(h *rtpHeader, x *extensions, f *Format, seq uint16, pay
 }
 
 // learn settles how a late packet came: by itself or because it was asked for.
-func (s *stream) learn(m missing, open, repair bool, now int64) bool {
+// Without a format for retransmissions, what was asked for comes as it was.
+func (s *stream) learn(m missing, open, repair, marked bool, now int64) bool {
 	if !open || m.asked == 0 {
 		return repair
 	}
-	if repair || s.rtx == 0 {
+	if repair || !marked {
 		s.losses.recovered()
-		if m.tries == 1 {
+		if repair && m.tries == 1 {
 			s.track.repairTime(now - m.asked)
 		}
 		return true

@@ -9,7 +9,7 @@ type SubscriberConfig struct {
 	Extensions ExtensionMap // of the packets that go out
 	CNAME      string       // in our sender reports; the same for all tracks that play together
 	// StartBitrate and MaxBitrate bound the bandwidth estimate, bit/s; 0 means
-	// 2 Mbit/s and 50 Mbit/s. Without transport-wide feedback nothing is
+	// 1 Mbit/s and 50 Mbit/s. Without transport-wide feedback nothing is
 	// limited but by REMB.
 	StartBitrate, MaxBitrate int
 	// OnPaused is called when a video starts or stops being held back for lack
@@ -27,6 +27,8 @@ type Subscriber struct {
 	downs  []*DownTrack // in the order in which they are served
 	bySSRC map[uint32]*DownTrack
 	dirty  bool // allocate at the next tick
+	// overloaded: far more goes out than the bandwidth allows.
+	overloaded bool
 
 	header    headerWriter
 	out       rtcpWriter
@@ -48,6 +50,7 @@ const allocateEvery = 50 * millisecond
 func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 	s := &Subscriber{sink: cfg.Sink, extensions: cfg.Extensions, cname: cfg.CNAME,
 		onPaused: cfg.OnPaused, bySSRC: make(map[uint32]*DownTrack)}
+	s.transport = 1 << 16
 	s.bandwidth.init(cfg.StartBitrate, cfg.MaxBitrate)
 	s.pacer.burst = burstPackets
 	s.resends = maxResends
@@ -90,6 +93,7 @@ func (s *Subscriber) drop(d *DownTrack) {
 // submit sends a packet now or queues it.
 func (s *Subscriber) submit(d *DownTrack, e *sent, p *slot, now int64) {
 	if d.track.kind == Audio || s.pacer.free() {
+		s.count(p, false)
 		s.transmit(d, e, p, false, now)
 		return
 	}
@@ -123,12 +127,16 @@ func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now i
 	}
 	s.extend(d, p, ring, now)
 	s.send(w.finish(), payload, now)
+}
+
+// count adds a packet to the statistics.
+func (s *Subscriber) count(p *slot, repair bool) {
 	if repair {
 		s.stats.Retransmitted++
-	} else {
-		s.stats.Packets++
-		s.stats.Bytes += uint64(len(payload))
+		return
 	}
+	s.stats.Packets++
+	s.stats.Bytes += uint64(p.size)
 }
 
 // extend writes the header extensions of a packet. p is nil for padding.
@@ -175,8 +183,10 @@ func (s *Subscriber) send(header, payload []byte, now int64) {
 	// A packet that the connection did not take is a lost packet.
 	_ = s.sink.SendRTP(header, payload)
 	size := len(header) + len(payload)
-	s.bandwidth.sent(s.transport, size, now)
-	s.transport++
+	if s.extensions.TransportCC != 0 {
+		s.bandwidth.sent(s.transport, size, now)
+		s.transport++
+	}
 	s.pacer.spend(size)
 }
 
@@ -296,7 +306,7 @@ func (s *Subscriber) nacked(media uint32, fci []byte, now int64) {
 // resend sends a packet again unless it went out again just now.
 func (s *Subscriber) resend(d *DownTrack, seq uint16, now int64) {
 	e := d.history.get(seq)
-	if e == nil || s.resends == 0 {
+	if e == nil || s.resends == 0 || s.pacer.repairs <= 0 && d.track.kind == Video {
 		return
 	}
 	if e.resent != 0 && now-e.resent < max(s.rtt*3/4, minRetry/2) {
@@ -307,8 +317,10 @@ func (s *Subscriber) resend(d *DownTrack, seq uint16, now int64) {
 		return
 	}
 	s.resends--
+	s.pacer.repairs -= int(p.size)
 	e.resent = now
 	if s.pacer.free() || d.track.kind == Audio {
+		s.count(p, true)
 		s.transmit(d, e, p, true, now)
 		return
 	}

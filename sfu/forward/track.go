@@ -125,6 +125,9 @@ func (t *Track) bitrate(i, tid int) int {
 			sid = i
 		}
 		if rate := s.rates.upTo(sid, tid); rate > 0 {
+			if most := t.specs[i].Bitrate * 6 / 5; most > 0 {
+				return min(rate, most)
+			}
 			return rate
 		}
 	}
