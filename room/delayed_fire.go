@@ -130,12 +130,7 @@ func (d *Delays) fireDue() bool {
 	}
 	jobs := make([]*job, len(due))
 	for i, e := range due {
-		j := &job{ctx: d.ctx, done: make(chan error, 1), do: func(w *work) error {
-			if now, ok := w.delay(e.key); ok && now.due <= w.now {
-				return w.fire(now, false)
-			}
-			return nil // somebody was faster
-		}}
+		j := &job{ctx: d.ctx, done: make(chan error, 1), do: func(w *work) error { return w.fireIfDue(e.key) }}
 		// In order: a room does what it is given one after another.
 		if err := d.s.put(d.ctx, e.rid, j); err != nil {
 			j.done <- err
@@ -150,6 +145,14 @@ func (d *Delays) fireDue() bool {
 		}
 	}
 	return ok
+}
+
+// fireIfDue sends a scheduled event, unless somebody was faster.
+func (w *work) fireIfDue(key delayKey) error {
+	if e, ok := w.delay(key); ok && e.due <= w.now {
+		return w.fire(e, false)
+	}
+	return nil
 }
 
 // later has an event tried again that couldn't be sent for no fault of its own.

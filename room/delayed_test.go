@@ -472,3 +472,34 @@ func TestDelayedLimit(t *testing.T) {
 		t.Errorf("%d left, %v", len(list), err)
 	}
 }
+
+// What a batch did to a delayed event and then took back hasn't happened, and an
+// event that was restarted on its way to the room isn't sent.
+func TestDelayedInABatch(t *testing.T) {
+	r := newDelayRig(t)
+	room := r.create(CreateParams{})
+	id := r.later(room, alice, "x", time.Minute)
+	key := r.s.Delays().keyOf(id)
+	r.work(room, func(w *work) error {
+		e, _ := w.delay(key)
+		m := w.mark()
+		w.dropDelay(e)
+		if _, ok := w.delay(key); ok {
+			t.Error("dropped and still there")
+		}
+		w.rollback(m)
+		if _, ok := w.delay(key); !ok {
+			t.Error("gone although it was taken back")
+		}
+		return w.fireIfDue(key)
+	})
+	r.wantSaid(room, "")
+	r.work(room, func(w *work) error { // two in one batch: the second finds the first
+		w.now += time.Hour.Milliseconds()
+		return errors.Join(w.fireIfDue(key), w.fireIfDue(key))
+	})
+	r.wantSaid(room, "x")
+	if r.rowsOf("dq") != 0 || r.rowsOf("ds") != 1 {
+		t.Errorf("%d rows due, %d events", r.rowsOf("dq"), r.rowsOf("ds"))
+	}
+}

@@ -149,6 +149,8 @@ func (w *work) setMember(cause *Event, user mxid.UserID, was, is Membership, n N
 	w.relist()
 	if is == Join {
 		w.after = append(w.after, func() { w.svc.joins.add(w.svc, user) })
+	} else {
+		w.tellLeft(user)
 	}
 	if !remote {
 		w.setLocal(uid, is == Join)

@@ -239,7 +239,11 @@ func (r *rig) foreign(room mxid.RoomID, d draft, prev ...*Event) gomatrixserverl
 		if ts == 0 {
 			ts = w.now
 		}
-		pdu, err = eventform.Build(proto, ts, r.s.cfg.Signer)
+		sticky := eventform.NotSticky
+		if d.sticky != nil {
+			sticky = *d.sticky
+		}
+		pdu, err = eventform.BuildSticky(proto, ts, sticky, r.s.cfg.Signer)
 		return err
 	})
 	return pdu

@@ -61,6 +61,7 @@ type Service struct {
 	filling locks
 	intake  *intake
 	joins   *joinFeed
+	left    func(room mxid.RoomID, user mxid.UserID) // nil: nobody asks
 	delays  *Delays
 	sticky  *stickyTable
 
