@@ -109,8 +109,9 @@ var (
 
 // Limits of packets and messages, in bytes.
 const (
-	// MaxPacket is the largest RTP or RTCP packet before sealing.
-	MaxPacket = 1400
+	// MaxPacket is the largest RTP or RTCP packet before sealing: with the
+	// tag it fills an Ethernet frame.
+	MaxPacket = maxDatagram - gcmTag
 	// MaxMessage is the largest message of a data channel.
 	MaxMessage = 64 << 10
 )

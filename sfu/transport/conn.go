@@ -31,16 +31,22 @@ type Conn struct {
 	local, previous *credential // previous is valid until local was used
 	want            fingerprint
 	remoteSet       bool
+	remote          Params
+	remoteMAC       hash.Hash // nil when the client's password isn't known
+	roundTrip       time.Duration
 	active          bool // the peer is the DTLS client
+	controlling     bool // we send the checks that nominate
 	deadline        int64
 
 	paths       []*path
 	selected    *path
+	selectedAt  int64
 	nominatedAt int64 // first nomination with the current credentials
 	heard       int64 // last authentic packet
 
 	early     [][]byte
 	handshake *handshake
+	began     int64 // when the handshake did
 	records   *records
 	final     []byte
 	finalSent int64
@@ -64,7 +70,14 @@ type path struct {
 	via      *Shard     // whose socket the kernel gives its packets to
 	priority uint32
 	heard    int64
-	checked  int64
+
+	// proven is set when the client is known to receive at this address:
+	// nothing large goes to an address that was only named as a sender.
+	proven  bool
+	wanted  bool // select it once it is proven
+	proof   [12]byte
+	proving bool // proof waits for its answer
+	asked   int64
 }
 
 const iceChars = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -127,10 +140,14 @@ func (c *Conn) SetRemote(r Remote) error {
 	if err != nil {
 		return err
 	}
+	if c.remoteSet && want.sum != c.want.sum {
+		return errors.New("transport: the fingerprint of a connection can't change")
+	}
+	c.remote = Params{r.Ufrag, r.Pwd}
+	if c.remoteMAC = nil; r.Pwd != "" {
+		c.remoteMAC = hmac.New(sha1.New, []byte(r.Pwd))
+	}
 	if c.remoteSet {
-		if want.sum != c.want.sum {
-			return errors.New("transport: the fingerprint of a connection can't change")
-		}
 		return nil
 	}
 	c.remoteSet, c.want, c.active = true, want, r.Active
@@ -160,13 +177,18 @@ func (c *Conn) Restart() Params {
 
 // SendRTP seals a packet into the shard's send batch, which goes out at the
 // end of the shard's turn; neither slice is kept. header is the whole RTP
-// header with extensions. Sequence numbers of an SSRC must not repeat.
+// header with extensions. Sequence numbers of an SSRC must not repeat. While
+// the client's address is in doubt packets are lost without an error.
 func (c *Conn) SendRTP(header, payload []byte) error {
-	if c.send == nil || c.selected == nil {
+	if c.send == nil {
 		return ErrNotConnected
 	}
 	if len(header)+len(payload) > MaxPacket {
 		return ErrTooLarge
+	}
+	if !c.reachable() {
+		c.shard.counters.lost++
+		return nil
 	}
 	b, err := c.send.sealRTP(c.shard.sock.slot(), header, payload)
 	if err != nil {
@@ -176,9 +198,13 @@ func (c *Conn) SendRTP(header, payload []byte) error {
 	return nil
 }
 
+// reachable reports whether there is an address that the client is known to
+// receive at.
+func (c *Conn) reachable() bool { return c.selected != nil && c.selected.proven }
+
 // SendRTCP seals a compound packet into the send batch.
 func (c *Conn) SendRTCP(packet []byte) error {
-	if c.send == nil || c.selected == nil {
+	if c.send == nil {
 		return ErrNotConnected
 	}
 	if len(packet) > MaxPacket {
@@ -186,6 +212,10 @@ func (c *Conn) SendRTCP(packet []byte) error {
 	}
 	if len(packet) < 8 {
 		return errSRTP
+	}
+	if !c.reachable() {
+		c.shard.counters.lost++
+		return nil
 	}
 	b, err := c.send.sealRTCP(c.shard.sock.slot(), packet)
 	if err != nil {
@@ -210,13 +240,9 @@ func (c *Conn) SendMessage(label string, data []byte, binary bool) error {
 	return c.data.send(label, data, binary)
 }
 
-// RTT is the latest estimate of the round trip, 0 when there is none.
-func (c *Conn) RTT() time.Duration {
-	if c.data == nil {
-		return 0
-	}
-	return c.data.rtt()
-}
+// RTT is a smoothed estimate of the round trip to the client, from checks
+// every few seconds; 0 when there is none yet.
+func (c *Conn) RTT() time.Duration { return c.roundTrip }
 
 // Close ends c; its handler is not called again.
 func (c *Conn) Close() { c.end(StateClosed) }
@@ -277,6 +303,9 @@ func (c *Conn) sweep(now int64) {
 		c.fail()
 	default:
 		c.dial() // no handshake slot was free
+		if c.selected != nil && c.state == StateConnected && now-c.selected.asked > int64(measureInterval) {
+			c.prove(c.selected)
+		}
 		for _, p := range append([]*path(nil), c.paths...) {
 			if p != c.selected && now-p.heard > int64(pathTimeout) {
 				c.dropPath(p)

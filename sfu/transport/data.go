@@ -127,16 +127,6 @@ func (d *data) push(b []byte) {
 // close ends the association without waiting for it.
 func (d *data) close() { d.stop.Do(func() { close(d.done) }) }
 
-// rtt is the association's estimate, 0 when there is none.
-func (d *data) rtt() time.Duration {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.assoc == nil {
-		return 0
-	}
-	return time.Duration(d.assoc.SRTT() * float64(time.Millisecond))
-}
-
 // send sends a message or keeps it until the association is up.
 func (d *data) send(label string, msg []byte, binary bool) error {
 	d.mu.Lock()

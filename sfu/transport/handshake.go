@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,8 +16,10 @@ import (
 
 const (
 	// maxHandshakes is how many DTLS handshakes a Server runs at a time.
-	// Beyond that a ClientHello is dropped; the client sends it again.
+	// Beyond that the oldest is given up, if it had its time, or the
+	// ClientHello is dropped; clients send it again.
 	maxHandshakes = 256
+	handshakeTime = 2 * time.Second
 	// maxHandshakeBytes and maxHandshakeQueue bound what one peer can make
 	// a handshake read and keep.
 	maxHandshakeBytes = 96 << 10
@@ -42,17 +45,22 @@ type session struct {
 type handshake struct {
 	pipe   *pipe
 	cancel context.CancelFunc
+	began  int64
 }
 
-// startHandshake begins a handshake as server or client; done is called once,
-// on another goroutine, unless cancel came first.
-func (srv *Server) startHandshake(client bool, want fingerprint, send func([]byte), done func(*session, error)) *handshake {
+// startHandshake begins a handshake as server or client, unless too many are
+// running; done is called once, on another goroutine.
+func (srv *Server) startHandshake(now int64, client bool, want fingerprint, send func([]byte), done func(*session, error)) *handshake {
 	ctx, cancel := context.WithCancel(context.Background())
-	h := &handshake{pipe: newPipe(send), cancel: cancel}
+	h := &handshake{pipe: newPipe(send), cancel: cancel, began: now}
+	if !srv.handshakes.enter(h) {
+		cancel()
+		return nil
+	}
 	srv.wait.Add(1)
 	go func() {
 		defer srv.wait.Done()
-		defer srv.releaseHandshake()
+		defer srv.handshakes.leave(h)
 		s, err := srv.runHandshake(ctx, h.pipe, client, want)
 		cancel()
 		done(s, err)
@@ -60,16 +68,35 @@ func (srv *Server) startHandshake(client bool, want fingerprint, send func([]byt
 	return h
 }
 
-func (srv *Server) acquireHandshake() bool {
-	select {
-	case srv.handshakes <- struct{}{}:
-		return true
-	default:
-		return false
-	}
+// handshakes are those that run, the oldest first.
+type handshakes struct {
+	mu      sync.Mutex
+	running []*handshake
 }
 
-func (srv *Server) releaseHandshake() { <-srv.handshakes }
+// enter takes a place, that of a stale handshake when there is no other.
+func (l *handshakes) enter(h *handshake) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.running) >= maxHandshakes {
+		oldest := l.running[0]
+		if h.began-oldest.began < int64(handshakeTime) {
+			return false
+		}
+		oldest.cancel()
+		l.running = slices.Delete(l.running, 0, 1)
+	}
+	l.running = append(l.running, h)
+	return true
+}
+
+func (l *handshakes) leave(h *handshake) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.Index(l.running, h); i >= 0 {
+		l.running = slices.Delete(l.running, i, i+1)
+	}
+}
 
 func (srv *Server) runHandshake(ctx context.Context, p *pipe, client bool, want fingerprint) (*session, error) {
 	conn, err := srv.dtlsConn(p, client)

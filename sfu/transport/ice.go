@@ -1,9 +1,18 @@
 package transport
 
-import "time"
+import (
+	"crypto/rand"
+	"time"
+)
 
-// ICE-lite (RFC 8445): the server answers checks and never sends any. The
-// client is the controlling agent and its nominations say where to send.
+// ICE-lite (RFC 8445): the client is the controlling agent, checks the server's
+// host candidates, and its nominations say where to send.
+//
+// The server doesn't look for addresses, but it asks back: a client that holds
+// the password could name somebody else's address as its own and have a call
+// sent there (RFC 8445, 19.5.1). So a Conn only moves to an address that has
+// answered a check of ours, which every full agent does. Further such checks
+// measure the round trip.
 
 const (
 	// settleTime is how long after the first nomination a better candidate
@@ -13,14 +22,22 @@ const (
 	// silence after which an address that only passed a check takes over
 	// from the nominated one.
 	silentTime = 3 * time.Second
+	// proofInterval is between two checks of ours for one address.
+	proofInterval = 50 * time.Millisecond
+	// measureInterval is between two checks that measure the round trip.
+	measureInterval = 5 * time.Second
 )
 
 // handleSTUN takes what looks like a STUN message. Nothing is answered, and
 // no state made, without a fragment we gave out and its password.
 func (s *Shard) handleSTUN(b []byte, src *source) {
 	m := &s.stun
-	if !m.parse(b) || m.typ != stunBindingRequest {
+	if !m.parse(b) {
 		s.counters.invalid++
+		return
+	}
+	if m.typ != stunBindingRequest {
+		s.handleAnswer(m, src)
 		return
 	}
 	ufrag := m.localUfrag()
@@ -55,7 +72,7 @@ func (s *Shard) refuse(src *source) {
 // check handles an authentic Binding request.
 func (c *Conn) check(cred *credential, m *stunMessage, src *source) {
 	s := c.shard
-	if m.nUnknown > 0 || m.controlled {
+	if m.nUnknown > 0 || m.controlled && !c.controlling {
 		s.replyError(cred, m, src)
 		return
 	}
@@ -64,7 +81,7 @@ func (c *Conn) check(cred *credential, m *stunMessage, src *source) {
 		return
 	}
 	now := s.now
-	p.priority, p.heard, p.checked, c.heard = m.priority, now, now, now
+	p.priority, p.heard, c.heard = m.priority, now, now
 	s.replySuccess(cred, m, p, src)
 	if cred == c.local && c.previous != nil {
 		delete(s.ufrags, c.previous.Ufrag)
@@ -79,29 +96,108 @@ func (c *Conn) check(cred *credential, m *stunMessage, src *source) {
 
 // choose makes p the selected path when that is due.
 func (c *Conn) choose(p *path, nominated bool) {
-	now := c.shard.now
-	old := c.selected
-	if old == nil || old == p {
-		c.selected = p
-		if nominated && c.nominatedAt == 0 {
-			c.nominatedAt = now
-		}
-		return
-	}
-	switch {
-	case now-old.heard > int64(silentTime):
-	case !nominated:
-		return
-	case c.nominatedAt == 0:
-		// The first nomination ends what was only a guess.
-	case now-c.nominatedAt < int64(settleTime) && (p.tcp != nil && old.tcp == nil || p.priority < old.priority):
+	if !c.prefers(p, nominated) {
 		return
 	}
 	if nominated && c.nominatedAt == 0 {
-		c.nominatedAt = now
+		c.nominatedAt = c.shard.now
 	}
-	c.selected = p
-	c.shard.counters.moved++
+	if p == c.selected {
+		return
+	}
+	if c.selected == nil || p.proven || c.remoteMAC == nil || c.state != StateConnected {
+		c.selectPath(p)
+		return
+	}
+	p.wanted = true
+	c.prove(p)
+}
+
+// prefers reports whether p is to be selected after a check on it.
+func (c *Conn) prefers(p *path, nominated bool) bool {
+	old := c.selected
+	switch {
+	case old == nil || old == p:
+		return true
+	case c.shard.now-old.heard > int64(silentTime):
+		return true
+	case !nominated:
+		return false
+	case c.nominatedAt == 0: // the first nomination ends what was only a guess
+		return true
+	}
+	settled := c.shard.now-c.nominatedAt >= int64(settleTime)
+	return settled || p.priority >= old.priority && (p.tcp == nil || old.tcp != nil)
+}
+
+func (c *Conn) selectPath(p *path) {
+	if c.selected != nil {
+		c.shard.counters.moved++
+	}
+	c.selected, c.selectedAt, p.wanted = p, c.shard.now, false
+	if c.remoteMAC == nil && c.state == StateConnected {
+		p.proven = true // the owner gave us no password to ask with
+	} else if !p.proven {
+		c.prove(p)
+	}
+}
+
+// prove sends a check to p, whose answer shows that the client is there.
+func (c *Conn) prove(p *path) {
+	s := c.shard
+	if c.remoteMAC == nil || p.asked != 0 && s.now-p.asked < int64(proofInterval) {
+		return
+	}
+	p.asked, p.proving = s.now, true
+	_, _ = rand.Read(p.proof[:]) // doesn't fail
+	w := newSTUN(s.sock.slot(), stunBindingRequest, p.proof[:])
+	w.check(c.remote.Ufrag, c.local.Ufrag, hostPriority(110, 65535), s.srv.tieBreaker, c.controlling)
+	s.transmit(p, w.finish(c.remoteMAC, &s.scratch))
+}
+
+// handleAnswer takes the answer to a check of ours.
+func (s *Shard) handleAnswer(m *stunMessage, src *source) {
+	p := s.pathOf(src)
+	if p == nil {
+		if owner := s.routeOf(src); owner != nil {
+			s.forward(owner, m.raw, src)
+			return
+		}
+		s.counters.unknown++
+		return
+	}
+	c := p.conn
+	if m.typ != stunBindingSuccess || !p.proving || [12]byte(m.transaction()) != p.proof ||
+		c.remoteMAC == nil || !m.integrity(c.remoteMAC, &s.scratch) {
+		s.counters.invalid++
+		return
+	}
+	p.proving, p.proven, p.heard, c.heard = false, true, s.now, s.now
+	c.measured(time.Duration(s.now - p.asked))
+	if c.controlling && c.selected == nil {
+		c.reached(p)
+	}
+	if p.wanted {
+		c.selectPath(p)
+	}
+}
+
+// reached takes the first address that answered us as the controlling agent.
+func (c *Conn) reached(p *path) {
+	c.selectPath(p)
+	if c.state == StateNew {
+		c.setState(StateConnecting)
+	}
+	c.dial()
+}
+
+// measured smoothes the round trip as RFC 6298 does.
+func (c *Conn) measured(rtt time.Duration) {
+	if c.roundTrip == 0 {
+		c.roundTrip = rtt
+		return
+	}
+	c.roundTrip += (rtt - c.roundTrip) / 8
 }
 
 // pathFor finds or makes the path of a source.
@@ -124,6 +220,7 @@ func (c *Conn) pathFor(src *source) *path {
 	p.to, p.local = src.from, src.local
 	c.paths = append(c.paths, p)
 	if p.tcp != nil {
+		p.proven = true
 		p.tcp.path = p
 		return p
 	}

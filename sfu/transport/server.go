@@ -1,7 +1,9 @@
 package transport
 
 import (
+	"crypto/rand"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,8 +30,9 @@ type Server struct {
 	cert        tls.Certificate
 	fingerprint string
 	candidates  []Candidate
+	tieBreaker  uint64
 	shards      []*Shard
-	handshakes  chan struct{}
+	handshakes  handshakes
 	parcels     sync.Pool
 	messages    sync.Pool // *[MaxMessage]byte
 	listener    net.Listener
@@ -45,7 +48,7 @@ type Server struct {
 func Open(cfg Config) (*Server, error) {
 	srv := &Server{
 		log: cfg.Log, clock: cfg.Clock, listener: cfg.TCP, done: make(chan struct{}),
-		handshakes: make(chan struct{}, maxHandshakes), streams: map[*tcpStream]struct{}{},
+		streams: map[*tcpStream]struct{}{},
 	}
 	if srv.log == nil {
 		srv.log = slog.New(slog.DiscardHandler)
@@ -60,6 +63,9 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	var tie [8]byte
+	_, _ = rand.Read(tie[:]) // doesn't fail
+	srv.tieBreaker = binary.BigEndian.Uint64(tie[:])
 	srv.cert, srv.fingerprint = cert, fingerprintOf(cert.Certificate[0])
 	if err := srv.listen(cfg); err != nil {
 		return nil, err

@@ -33,14 +33,14 @@ func (c *Conn) dial() {
 // begin starts the handshake unless too many are running.
 func (c *Conn) begin(client bool) bool {
 	s := c.shard
-	if !s.srv.acquireHandshake() {
+	c.handshake = s.srv.startHandshake(s.now, client, c.want,
+		func(b []byte) { s.Do(func() { c.sendRaw(b) }) },
+		func(ses *session, err error) { s.Do(func() { c.finish(ses, err) }) })
+	if c.handshake == nil {
 		s.counters.handshakesDeferred++
 		return false
 	}
-	c.isClient = client
-	c.handshake = s.srv.startHandshake(client, c.want,
-		func(b []byte) { s.Do(func() { c.sendRaw(b) }) },
-		func(ses *session, err error) { s.Do(func() { c.finish(ses, err) }) })
+	c.isClient, c.began = client, s.now
 	return true
 }
 
@@ -59,6 +59,12 @@ func (c *Conn) finish(ses *session, err error) {
 	c.handshake = nil
 	c.records, c.final, c.send, c.get = ses.records, ses.final, ses.send, ses.get
 	c.heard = c.shard.now
+	if p := c.selected; p != nil && !p.proven {
+		// The whole handshake went there, or we ask.
+		if p.proven = c.selectedAt <= c.began; !p.proven {
+			c.prove(p)
+		}
+	}
 	c.setState(StateConnected)
 	for _, b := range ses.early {
 		if c.records != nil {
@@ -128,7 +134,7 @@ func (c *Conn) sendRaw(b []byte) {
 
 // sendRecord seals and sends one record.
 func (c *Conn) sendRecord(typ byte, content []byte) {
-	if c.records == nil || c.selected == nil || len(content)+recordOverhead > maxDatagram {
+	if c.records == nil || !c.reachable() || len(content)+recordOverhead > maxDatagram {
 		return
 	}
 	if b, err := c.records.appendRecord(c.shard.sock.slot(), typ, content); err == nil {

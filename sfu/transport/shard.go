@@ -302,7 +302,7 @@ func (s *Shard) handle(b []byte, src *source) {
 	}
 	p := s.pathOf(src)
 	if p == nil {
-		if owner := s.routes[src.from]; owner != nil && src.shard == s && src.tcp == nil {
+		if owner := s.routeOf(src); owner != nil {
 			s.forward(owner, b, src)
 			return
 		}
@@ -357,6 +357,14 @@ func (s *Shard) pathOf(src *source) *path {
 		return src.tcp.path
 	}
 	return s.paths[src.from]
+}
+
+// routeOf is the other shard that a source of our own socket belongs to.
+func (s *Shard) routeOf(src *source) *Shard {
+	if src.shard != s || src.tcp != nil {
+		return nil
+	}
+	return s.routes[src.from]
 }
 
 // takeMail runs what other goroutines want of the shard.

@@ -186,6 +186,26 @@ func (w *stunWriter) errorCode(code int, reason string) {
 	w.b = append(w.b, reason...)
 }
 
+// check adds what a Binding request needs; that of the controlling agent
+// nominates.
+func (w *stunWriter) check(remoteUfrag, localUfrag string, priority uint32, tieBreaker uint64, controlling bool) {
+	n := len(remoteUfrag) + 1 + len(localUfrag)
+	w.header(attrUsername, n)
+	w.b = append(append(append(w.b, remoteUfrag...), ':'), localUfrag...)
+	for ; n%4 != 0; n++ {
+		w.b = append(w.b, 0)
+	}
+	w.header(attrPriority, 4)
+	w.b = binary.BigEndian.AppendUint32(w.b, priority)
+	role := uint16(attrICEControlled)
+	if controlling {
+		w.header(attrUseCandidate, 0)
+		role = attrICEControlling
+	}
+	w.header(role, 8)
+	w.b = binary.BigEndian.AppendUint64(w.b, tieBreaker)
+}
+
 func (w *stunWriter) unknown(types []uint16) {
 	w.header(attrUnknownAttributes, 2*len(types))
 	for _, t := range types {
