@@ -23,9 +23,12 @@ type link struct {
 	ssrc    atomic.Uint32 // the last that was given out
 	queued  atomic.Int64
 
-	conn    *transport.Conn
-	pub     *forward.Publisher  // nil for the subscriber's side of a dual peer
-	sub     *forward.Subscriber // nil for the publisher's side of a dual peer
+	conn *transport.Conn
+	pub  *forward.Publisher  // nil for the subscriber's side of a dual peer
+	sub  *forward.Subscriber // nil for the publisher's side of a dual peer
+	// received and lost are the counters of pub at the last rating.
+	received, lost uint64
+	// quality is the peer's, kept with its first link.
 	quality quality
 }
 

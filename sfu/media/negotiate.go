@@ -107,6 +107,9 @@ func (p *Peer) applyRemote(l *link, res *sdp.Result) {
 		if l.pub != nil {
 			l.pub.SetExtensions(exts)
 		}
+		if l.sub != nil {
+			l.sub.SetExtensions(exts)
+		}
 	})
 }
 
@@ -176,9 +179,7 @@ func (p *Peer) flow(l *link, s *subscription, sent sdp.Sent) {
 	if sent.Codec.RTX != 0 {
 		cfg.RTX = s.rtx
 	}
-	exts := extensions(sent.Extensions)
 	p.room.shard.Do(func() {
-		l.sub.SetExtensions(exts)
 		if first {
 			s.down = l.sub.Add(s.track.fwd, cfg, p.room.shard.Now())
 		} else if s.down != nil {

@@ -14,8 +14,8 @@ type plane struct {
 	speakers *forward.Speakers
 	stop     func()
 	ended    bool
-	// graded is when the qualities were told last.
-	graded int64
+	// rateAt is when the connections are rated next.
+	rateAt int64
 }
 
 // start begins the ticks.
@@ -38,13 +38,20 @@ func (p *plane) tick(now int64) {
 	if speakers := p.speakers.Tick(now); len(speakers) > 0 {
 		p.tellSpeakers(speakers)
 	}
-	if p.graded == 0 {
-		p.graded = now
+	if now >= p.rateAt {
+		p.rateAt = now + ratePeriod
+		p.rate()
 	}
-	if now-p.graded >= gradePeriod {
-		p.graded = now
-		for _, l := range p.links {
-			l.grade()
+}
+
+// rate does what is due every few seconds.
+func (p *plane) rate() {
+	for _, l := range p.links {
+		if rtt := l.conn.RTT(); l.pub != nil && rtt > 0 {
+			l.pub.SetRTT(int64(rtt))
+		}
+		if l.target == Publisher {
+			l.peer.rate()
 		}
 	}
 }

@@ -2,25 +2,45 @@ package media
 
 import "time"
 
-// gradePeriod is how often qualities are told, in nanoseconds.
-const gradePeriod = int64(5 * time.Second)
+// ratePeriod is how often connections are rated, in nanoseconds.
+const ratePeriod = int64(5 * time.Second)
 
-// quality keeps the counters of the last period; shard only.
+// quality is what was told last; shard only.
 type quality struct {
-	received, lost uint64
-	grade          ConnectionQuality
-	told           bool
+	grade uint8
+	told  bool
 }
 
-// grade tells the participant how good the link was over the last period, if
-// that changed. What matters is what was lost for good on the way up, what the
-// client reports as lost on the way down, and videos that are held back.
-func (l *link) grade() {
+// rate tells the participant how good its connections were over the last
+// period, if the grade changed. What matters is what was lost for good on the
+// way up, what the client reports as lost on the way down, and videos that are
+// held back. Shard only.
+func (p *Peer) rate() {
+	score := 1.0
+	for _, l := range p.links {
+		score = min(score, l.score())
+	}
+	g := ConnectionQuality{Score: float32(max(score, 0))}
+	switch {
+	case score > 0.85:
+		g.Grade = 2
+	case score > 0.5:
+		g.Grade = 1
+	}
+	last := &p.up().quality
+	if f := p.cfg.Events.Quality; f != nil && (!last.told || g.Grade != last.grade) {
+		last.grade, last.told = g.Grade, true
+		f(g)
+	}
+}
+
+// score is 1 for a connection without any loss.
+func (l *link) score() float64 {
 	score := 1.0
 	if l.pub != nil {
 		s := l.pub.Stats()
-		packets, lost := s.Packets-l.quality.received, s.Lost-l.quality.lost
-		l.quality.received, l.quality.lost = s.Packets, s.Lost
+		packets, lost := s.Packets-l.received, s.Lost-l.lost
+		l.received, l.lost = s.Packets, s.Lost
 		if packets+lost > 0 {
 			score -= 5 * float64(lost) / float64(packets+lost)
 		}
@@ -32,15 +52,5 @@ func (l *link) grade() {
 			score -= 0.3
 		}
 	}
-	g := ConnectionQuality{Score: float32(max(score, 0))}
-	switch {
-	case score > 0.85:
-		g.Grade = 2
-	case score > 0.5:
-		g.Grade = 1
-	}
-	if f := l.peer.cfg.Events.Quality; f != nil && (!l.quality.told || g.Grade != l.quality.grade.Grade) {
-		l.quality.grade, l.quality.told = g, true
-		f(g)
-	}
+	return score
 }
