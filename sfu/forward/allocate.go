@@ -22,7 +22,10 @@ const maxOptions = 2 * MaxLayers
 const (
 	raiseMargin = 1.15              // free bandwidth that a raise must leave
 	keepMargin  = 0.9               // a running layer may exceed its share by so much
+	lastMargin  = 0.7               // the same for the least layer
 	raiseAfter  = 2 * second        // between a fall and the next raise
+	raiseAtMost = 30 * second       // the same after raises that did not hold
+	raiseHolds  = 10 * second       // a raise that lasts so long was right
 	settle      = 500 * millisecond // between two raises
 )
 
@@ -70,7 +73,7 @@ func (d *DownTrack) wants() Layers {
 	if top < 0 {
 		return 0
 	}
-	if d.pass {
+	if d.pass && !d.track.svc { // else the one stream has them all
 		return 1 << top
 	}
 	return 1<<(top+1) - 1
@@ -264,10 +267,13 @@ func (d *DownTrack) climb(left int, now int64) int {
 	if d.rung >= 0 {
 		cost = max(cost-d.ladder[d.rung].cost, 0)
 	}
-	need := float64(cost) * keepMargin
+	need, hold := float64(cost)*keepMargin, d.sub.hold
+	if next == 0 {
+		need, hold = float64(cost)*lastMargin, raiseAfter
+	}
 	if d.ladder[next].step.above(d.grant) {
 		need = float64(cost) * raiseMargin
-		if d.fellAt != 0 && now-d.fellAt < raiseAfter || d.raisedAt != 0 && now-d.raisedAt < settle {
+		if s := d.sub; s.fellAt != 0 && now-s.fellAt < hold || s.raisedAt != 0 && now-s.raisedAt < settle {
 			return 0
 		}
 	}
@@ -293,10 +299,10 @@ func (d *DownTrack) apply(now int64) {
 	switch {
 	case next.above(d.grant):
 		if d.grant != nothing || d.paused {
-			d.raisedAt = now
+			d.sub.raisedAt = now
 		}
 	case d.grant.above(next) && len(d.ladder) > 0 && d.rung < len(d.ladder)-1:
-		d.fellAt = now
+		d.sub.fell(now)
 	}
 	d.give(next, now)
 	if held != d.paused {
@@ -305,6 +311,18 @@ func (d *DownTrack) apply(now int64) {
 			d.sub.onPaused(d, held)
 		}
 	}
+}
+
+// fell notes that a grant fell. If the last raise was not long ago, it was too
+// much, and the next waits longer.
+func (s *Subscriber) fell(now int64) {
+	switch {
+	case s.raisedAt != 0 && s.raisedAt > s.fellAt && now-s.raisedAt < raiseHolds:
+		s.hold = min(max(2*s.hold, raiseAfter), raiseAtMost)
+	case now-s.fellAt > s.hold:
+		s.hold = raiseAfter
+	}
+	s.fellAt = now
 }
 
 // grantAudio forwards an audio track unless it is disabled.

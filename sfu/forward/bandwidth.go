@@ -133,6 +133,9 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 		b.rate.fell, b.rate.raising = now, false
 	}
 	b.rate.bitrate = min(max(next, minBitrate), b.most)
+	if b.rate.fell == now {
+		b.probe.backoff, b.probe.next = 0, max(b.probe.next, now+probeEvery)
+	}
 }
 
 // packet takes what is said about packet n.

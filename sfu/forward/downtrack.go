@@ -4,9 +4,13 @@ package forward
 // RTX must be unused on the connection before; RTX 0 means retransmissions go
 // out as they were, on SSRC.
 type DownConfig struct {
-	SSRC, RTX  uint32
-	Formats    []Format
-	MID        string
+	SSRC, RTX uint32
+	Formats   []Format
+	MID       string
+	// Extensions are those of the m-line, where they differ from
+	// SubscriberConfig.Extensions. Packets of an m-line without transport-wide
+	// numbers are not counted by the bandwidth estimate.
+	Extensions ExtensionMap
 	Preference Preference
 	// PassThrough forwards the stream of Layer alone, with the sequence numbers
 	// and timestamps of the publisher and an untouched payload. It is for links
@@ -23,10 +27,13 @@ type DownTrack struct {
 	rtx     uint32
 	formats []Format
 	mid     string
-	pass    bool
-	layer   int // with pass
-	prefers Preference
-	closed  bool
+	// extensions replace those of the subscriber if ownExtensions is set.
+	extensions    ExtensionMap
+	ownExtensions bool
+	pass          bool
+	layer         int // with pass
+	prefers       Preference
+	closed        bool
 
 	// What is to be forwarded, as allocated, and what is.
 	grant    step
@@ -40,8 +47,6 @@ type DownTrack struct {
 	optionList [maxOptions]option
 	rung       int
 	climbed    bool
-	raisedAt   int64 // when the grant last rose
-	fellAt     int64 // when it last fell for lack of bandwidth
 
 	numbers numbering
 	started bool
@@ -79,6 +84,10 @@ func (d *DownTrack) SetFormats(f []Format, mid string) {
 	d.formats, d.mid = append([]Format(nil), f...), mid
 	d.heard = false
 }
+
+// SetExtensions gives the track extension IDs of its own (see
+// DownConfig.Extensions).
+func (d *DownTrack) SetExtensions(m ExtensionMap) { d.extensions, d.ownExtensions = m, true }
 
 // Layer returns the layer that is forwarded and its highest temporal layer, -1
 // and -1 when nothing is.
@@ -197,7 +206,7 @@ func (d *DownTrack) enter(s *stream, live *slot, now int64) bool {
 	if s.codec.video() {
 		p = s.ring.get(s.keys.seq)
 	}
-	if p == nil || live == nil && (now-p.at > maxReplayAge || s.ring.write-p.pos > maxReplay) {
+	if p == nil || live == nil && (now-p.at > maxReplayAge || s.ring.write-p.pos > d.sub.maxReplay()) {
 		return false
 	}
 	shift, ahead := d.align(s, p)

@@ -163,7 +163,7 @@ func (s *Subscriber) fillProbe(now int64) {
 func (s *Subscriber) probeTrack() *DownTrack {
 	var found *DownTrack
 	for _, d := range s.downs {
-		if d.rtx == 0 {
+		if d.rtx == 0 || s.of(d).TransportCC == 0 {
 			continue
 		}
 		if d.current != nil {

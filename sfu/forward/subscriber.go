@@ -6,7 +6,7 @@ import "encoding/binary"
 type SubscriberConfig struct {
 	Sink       Sink
 	SSRC       uint32       // sender SSRC of our RTCP
-	Extensions ExtensionMap // of the packets that go out
+	Extensions ExtensionMap // of the packets of tracks that name none of their own
 	CNAME      string       // in our sender reports; the same for all tracks that play together
 	// StartBitrate and MaxBitrate bound the bandwidth estimate, bit/s; 0 means
 	// 1 Mbit/s and 50 Mbit/s. Without transport-wide feedback nothing is
@@ -29,6 +29,9 @@ type Subscriber struct {
 	dirty  bool // allocate at the next tick
 	// overloaded: far more goes out than the bandwidth allows.
 	overloaded bool
+	raisedAt   int64 // when a grant last rose
+	fellAt     int64 // when one last fell for lack of bandwidth
+	hold       int64 // how long after that none may rise
 
 	header    headerWriter
 	out       rtcpWriter
@@ -60,12 +63,23 @@ func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 // SetExtensions replaces the extension IDs after a new negotiation.
 func (s *Subscriber) SetExtensions(m ExtensionMap) { s.extensions = m }
 
+// of returns the extensions of a down track.
+func (s *Subscriber) of(d *DownTrack) *ExtensionMap {
+	if d.ownExtensions {
+		return &d.extensions
+	}
+	return &s.extensions
+}
+
 // Add starts forwarding t.
 func (s *Subscriber) Add(t *Track, cfg DownConfig, now int64) *DownTrack {
 	d := &DownTrack{sub: s, track: t, ssrc: cfg.SSRC, rtx: cfg.RTX, pass: cfg.PassThrough,
 		layer: min(max(cfg.Layer, 0), MaxLayers-1), prefers: cfg.Preference, history: newHistory(t.kind), grant: nothing}
 	d.rtxSeq = uint16(cfg.RTX>>8) & 0x7fff
 	d.SetFormats(cfg.Formats, cfg.MID)
+	if cfg.Extensions != (ExtensionMap{}) {
+		d.SetExtensions(cfg.Extensions)
+	}
 	t.downs = append(t.downs, d)
 	s.downs = append(s.downs, d)
 	s.bySSRC[d.ssrc] = d
@@ -88,6 +102,15 @@ func (s *Subscriber) drop(d *DownTrack) {
 	delete(s.bySSRC, d.rtx)
 	s.pacer.forget(d)
 	s.dirty = true
+}
+
+// maxReplay returns how many bytes may be replayed at once: what the connection
+// carries in a quarter of a second.
+func (s *Subscriber) maxReplay() uint64 {
+	if rate := s.bandwidth.estimate(); rate > 0 {
+		return uint64(min(rate/8/4, maxReplay))
+	}
+	return maxReplay
 }
 
 // submit sends a packet now or queues it.
@@ -125,8 +148,9 @@ func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now i
 		payload = s.zeros[len(s.zeros)-1:]
 		payload[0] = 1
 	}
-	s.extend(d, p, ring, now)
-	s.send(w.finish(), payload, now)
+	m := s.of(d)
+	s.extend(m, d, p, ring, now)
+	s.send(w.finish(), payload, m.TransportCC != 0, now)
 }
 
 // count adds a packet to the statistics.
@@ -140,8 +164,7 @@ func (s *Subscriber) count(p *slot, repair bool) {
 }
 
 // extend writes the header extensions of a packet. p is nil for padding.
-func (s *Subscriber) extend(d *DownTrack, p *slot, r *ring, now int64) {
-	m := &s.extensions
+func (s *Subscriber) extend(m *ExtensionMap, d *DownTrack, p *slot, r *ring, now int64) {
 	w := &s.header
 	var dd []byte
 	if p != nil && m.DependencyDescriptor != 0 && p.dd > 0 {
@@ -177,13 +200,13 @@ func (m *ExtensionMap) wide() bool {
 	return max(m.MID, m.TransportCC, m.AbsSendTime, m.AudioLevel, m.DependencyDescriptor) > 14
 }
 
-// send hands a packet to the connection and notes it for the bandwidth
-// estimate.
-func (s *Subscriber) send(header, payload []byte, now int64) {
+// send hands a packet to the connection and, if it is numbered, notes it for
+// the bandwidth estimate.
+func (s *Subscriber) send(header, payload []byte, numbered bool, now int64) {
 	// A packet that the connection did not take is a lost packet.
 	_ = s.sink.SendRTP(header, payload)
 	size := len(header) + len(payload)
-	if s.extensions.TransportCC != 0 {
+	if numbered {
 		s.bandwidth.sent(s.transport, size, now)
 		s.transport++
 	}
@@ -195,10 +218,11 @@ func (s *Subscriber) pad(d *DownTrack, pt uint8, ssrc uint32, seq uint16, ts uin
 	w := &s.header
 	w.start(pt, false, seq, ts, ssrc)
 	w.buf[0] |= 0x20
-	s.extend(d, nil, nil, now)
+	m := s.of(d)
+	s.extend(m, d, nil, nil, now)
 	payload := s.zeros[len(s.zeros)-n:]
 	payload[n-1] = uint8(n)
-	s.send(w.finish(), payload, now)
+	s.send(w.finish(), payload, m.TransportCC != 0, now)
 }
 
 // HandleRTCP takes one decrypted compound packet and reads NACKs, PLIs, FIRs,
@@ -252,6 +276,9 @@ func (s *Subscriber) payloadFeedback(format uint8, media uint32, fci []byte, now
 
 // wantKeyframe passes a request of the receiver on.
 func (d *DownTrack) wantKeyframe(now int64) {
+	if d.track.muted {
+		return
+	}
 	s := d.current
 	if s == nil {
 		s = d.target

@@ -7,6 +7,9 @@ type TrackConfig struct {
 	SVC    bool        // Layers are spatial layers of one stream
 	Muted  bool
 	Screen bool // a shared screen: served before cameras of equal priority
+	// Unwanted: nobody wants a layer until somebody does. It is for tracks that
+	// come over a link and aren't sent before that.
+	Unwanted bool
 	// OnLayer is called when the first packet of a layer came (again after its
 	// SSRC changed). It must not call back into the package.
 	OnLayer func(layer int, ssrc uint32, codec Codec)
@@ -41,7 +44,9 @@ func NewTrack(cfg TrackConfig) *Track {
 	t := &Track{kind: cfg.Kind, screen: cfg.Screen, svc: cfg.SVC, muted: cfg.Muted,
 		onLayer: cfg.OnLayer, onWanted: cfg.OnWanted}
 	t.SetLayers(cfg.Layers)
-	t.wants.told = t.all()
+	if !cfg.Unwanted {
+		t.wants.told = t.all()
+	}
 	return t
 }
 
