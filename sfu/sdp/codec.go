@@ -72,6 +72,23 @@ var forwardable = map[string]Codec{
 	"av1":  {Name: "AV1", ClockRate: 90000},
 }
 
+// maxFmtp bounds the parameters of a codec of another server.
+const maxFmtp = 256
+
+// Forwardable is a codec that another server describes by its media type and
+// parameters; false for one that this server doesn't forward.
+func Forwardable(mime, fmtp string) (Codec, bool) {
+	kind, name, _ := strings.Cut(strings.ToLower(mime), "/")
+	c, ok := forwardable[name]
+	if !ok || (c.Channels > 0) != (kind == "audio") || len(fmtp) > maxFmtp || strings.ContainsFunc(fmtp, notPrintable) {
+		return Codec{}, false
+	}
+	c.Fmtp = fmtp
+	return c, true
+}
+
+func notPrintable(r rune) bool { return r < ' ' || r > '~' }
+
 // feedback are the a=rtcp-fb values that the server knows, for a kind.
 func feedback(k Kind) []string {
 	if k == Audio {

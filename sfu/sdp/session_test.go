@@ -32,15 +32,20 @@ func cam(n, codec string) Sender {
 
 func load(t testing.TB, name string) *Description {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("testdata", name+".sdp"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := Parse(string(raw))
+	d, err := Parse(string(mustRead(t, filepath.Join("testdata", name+".sdp"))))
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return d
+}
+
+func mustRead(t testing.TB, path string) []byte {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }
 
 func takeAll(*Media) (Receive, bool) { return Receive{DTX: true}, true }
@@ -232,10 +237,7 @@ func TestRestart(t *testing.T) {
 }
 
 func TestRefusesWhatDoesNotContinue(t *testing.T) {
-	raw, err := os.ReadFile("testdata/chrome_publish.sdp")
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := mustRead(t, "testdata/chrome_publish.sdp")
 	for name, change := range map[string]func(string) string{
 		"mids swapped": func(s string) string {
 			return strings.NewReplacer("a=mid:0", "a=mid:1", "a=mid:1", "a=mid:0").Replace(s)
@@ -258,10 +260,7 @@ func TestRefusesWhatDoesNotContinue(t *testing.T) {
 }
 
 func TestRefusesBadDescriptions(t *testing.T) {
-	raw, err := os.ReadFile("testdata/chrome_join.sdp")
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := mustRead(t, "testdata/chrome_join.sdp")
 	for name, bad := range map[string]string{
 		"empty":          "",
 		"no m-line":      string(raw[:strings.Index(string(raw), "m=")]),
@@ -283,10 +282,7 @@ func TestRefusesBadDescriptions(t *testing.T) {
 
 // TestRejectsSections answers m-lines that it can't use with port 0.
 func TestRejectsSections(t *testing.T) {
-	raw, err := os.ReadFile("testdata/chrome_join.sdp")
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := mustRead(t, "testdata/chrome_join.sdp")
 	for name, offer := range map[string]string{
 		"outside of the bundle": strings.Replace(string(raw), "BUNDLE 0 1 2", "BUNDLE 1 2", 1),
 		"without rtcp-mux":      strings.Replace(string(raw), "a=rtcp-mux\n", "", 1),
