@@ -348,6 +348,9 @@ func (m *Media) readStreams(attrs []psdp.Attribute) {
 	repairs := map[uint32]uint32{}
 	var rtx, order []uint32
 	for _, a := range attrs {
+		if a.Key != "ssrc" && a.Key != "ssrc-group" {
+			continue
+		}
 		f := strings.Fields(a.Value)
 		switch {
 		case a.Key == "ssrc-group" && len(f) == 3 && f[0] == "FID":
@@ -386,15 +389,18 @@ func ssrcs(fields []string) []uint32 {
 func (m *Media) readRIDs(attrs []psdp.Attribute) {
 	declared := map[string]bool{}
 	for _, a := range attrs {
-		if f := strings.Fields(a.Value); a.Key == "rid" && len(f) >= 2 && f[1] == "send" {
+		if a.Key != "rid" {
+			continue
+		}
+		if f := strings.Fields(a.Value); len(f) >= 2 && f[1] == "send" {
 			declared[f[0]] = true
 		}
 	}
 	for _, a := range attrs {
-		f := strings.Fields(a.Value)
 		if a.Key != "simulcast" {
 			continue
 		}
+		f := strings.Fields(a.Value)
 		for i := 0; i+1 < len(f); i += 2 {
 			if f[i] != "send" {
 				continue
