@@ -55,7 +55,7 @@ func (f *frame) av1(payload, dd []byte, s *dependencyStructure) {
 	}
 	*f = frame{}
 	if len(payload) > 0 && payload[0]&0x08 != 0 { // N: a new coded video sequence
-		f.flags |= frameStart | frameKey | frameSwitch
+		f.flags |= frameStart | frameKey
 	}
 }
 
@@ -100,19 +100,11 @@ func (f *frame) dependency(dd []byte, s *dependencyStructure) bool {
 		}
 	}
 	f.flags |= frameLayers | frameDTI
-	return !r.bad && f.start()
-}
-
-// start settles the key flag: the structure comes with every packet of the key
-// frame's first layer, but only the first packet starts the picture.
-func (f *frame) start() bool {
 	if !f.is(frameStart) || f.sid != 0 {
+		// The structure may come with more packets than the first.
 		f.flags &^= frameKey
 	}
-	if f.is(frameKey) {
-		f.flags |= frameSwitch
-	}
-	return true
+	return !r.bad
 }
 
 // parse reads a template dependency structure.

@@ -7,8 +7,8 @@ const (
 	frameStart  frameFlags = 1 << iota // first packet of a frame (of a spatial layer)
 	frameEnd                           // last packet of a frame of a spatial layer
 	frameKey                           // first packet of a picture that needs no other
-	frameSwitch                        // the stream can go on at this temporal layer from here
-	frameIntra                         // no prediction from earlier pictures (VP9)
+	frameSwitch                        // needs only the base layer (VP8): its temporal layer can begin here
+	frameUp                            // higher temporal layers can begin after this frame (VP9)
 	frameLayers                        // spatial and temporal numbers are known
 	frameWide                          // the VP8 picture number has 15 bits
 	frameDTI                           // targets holds decode target indications (AV1)

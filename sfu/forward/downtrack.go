@@ -174,11 +174,8 @@ func (d *DownTrack) choose(s *stream, p *slot) {
 	} else if p.ts != d.numbers.frame {
 		sid, tid = min(sid, wantSID), min(tid, wantTID)
 	}
-	if tid < wantTID && d.canRise(s, f, tid, wantSID, wantTID) {
-		tid = wantTID
-		if !f.is(frameDTI) {
-			tid = min(f.tid, wantTID)
-		}
+	if tid < wantTID {
+		tid = d.rise(s, f, tid, wantSID, wantTID)
 	}
 	d.numbers.frame = p.ts
 	target := int8(-1)
@@ -188,13 +185,23 @@ func (d *DownTrack) choose(s *stream, p *slot) {
 	d.numbers.layers(p.seq, sid, tid, target)
 }
 
-// canRise reports whether frame f is where higher temporal layers may begin.
-func (d *DownTrack) canRise(s *stream, f *frame, tid, wantSID, wantTID uint8) bool {
-	if f.is(frameDTI) {
-		t := s.structure.target(min(wantSID, d.numbers.last().sid), wantTID)
-		return t >= 0 && f.indication(t) == dtiSwitch
+// rise returns the temporal layer, up to want, that can be forwarded from frame
+// f on when it was tid before.
+func (d *DownTrack) rise(s *stream, f *frame, tid, wantSID, want uint8) uint8 {
+	switch {
+	case f.is(frameDTI):
+		t := s.structure.target(min(wantSID, d.numbers.last().sid), want)
+		if t >= 0 && f.indication(t) == dtiSwitch {
+			return want
+		}
+	case f.is(frameUp):
+		if f.tid <= tid {
+			return want
+		}
+	case f.is(frameSwitch) && f.is(frameStart) && f.tid > tid && f.tid <= want:
+		return f.tid
 	}
-	return f.is(frameSwitch) && f.is(frameStart) && f.tid > tid && f.tid <= wantTID
+	return tid
 }
 
 // enter switches to stream s at its last key frame and sends what came since.

@@ -27,7 +27,7 @@ func (f *frame) h264(b []byte) {
 		key = b[1]&0x80 != 0 && b[1]&0x1f == nalSPS
 	}
 	if key {
-		f.flags |= frameStart | frameKey | frameSwitch
+		f.flags |= frameStart | frameKey
 	}
 }
 

@@ -22,7 +22,7 @@ func (f *frame) vp8(b []byte) {
 	if start {
 		f.flags |= frameStart
 		if b[at]&0x01 == 0 {
-			f.flags |= frameKey | frameSwitch
+			f.flags |= frameKey
 		}
 	}
 }

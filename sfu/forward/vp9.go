@@ -26,8 +26,8 @@ func (f *frame) vp9(b []byte) {
 		}
 		f.tid, f.sid = b[at]>>5, b[at]>>1&0x07
 		f.flags |= frameLayers
-		if b[at]&0x10 != 0 { // U: switching up point
-			f.flags |= frameSwitch
+		if b[at]&0x10 != 0 { // U
+			f.flags |= frameUp
 		}
 		at++
 		if b[0]&bitF == 0 {
@@ -38,13 +38,10 @@ func (f *frame) vp9(b []byte) {
 		*f = frame{}
 		return
 	}
-	if b[0]&bitP == 0 {
-		f.flags |= frameIntra
-	}
 	if b[0]&bitB != 0 {
 		f.flags |= frameStart
 		if b[0]&bitP == 0 && f.sid == 0 {
-			f.flags |= frameKey | frameSwitch
+			f.flags |= frameKey
 		}
 	}
 	if b[0]&bitE != 0 {
