@@ -22,6 +22,8 @@ type Call struct {
 	name   string
 	inbox  *actor.Inbox[func()]
 	media  MediaRoom
+	// observer is told what clients are told; nil without a cascade.
+	observer Observer
 
 	// Guarded by Server.mu.
 	entering, people int
@@ -65,6 +67,9 @@ func newCall(s *Server, name string) *Call {
 		Speakers: func(l []Loudness) { c.post(func() { c.speakers(l) }) },
 		Wanted:   func(t string, layers [3]bool) { c.post(func() { c.wanted(t, layers) }) },
 	})
+	if s.cfg.Cascade != nil {
+		c.observer = s.cfg.Cascade.Opened(&Bridge{c})
+	}
 	return c
 }
 
@@ -166,6 +171,9 @@ func (c *Call) tell(m Message) {
 	for _, p := range c.order {
 		p.send(m)
 	}
+	if c.observer != nil {
+		c.observer.Tell(m)
+	}
 }
 
 // changed marks a participant whose info is to be told.
@@ -218,6 +226,9 @@ func (c *Call) checkEmpty() {
 func (c *Call) close() {
 	c.ended = true
 	c.media.Close()
+	if c.observer != nil {
+		c.observer.Closed()
+	}
 	for _, stop := range []func() bool{c.roomTimer, c.emptyTimer} {
 		if stop != nil {
 			stop()
@@ -270,7 +281,11 @@ func (c *Call) speakers(levels []Loudness) {
 
 // wanted tells a publisher which layers are wanted of its track.
 func (c *Call) wanted(id string, layers [3]bool) {
-	if t := c.tracks[id]; t != nil && t.published && t.kind == media.Video {
+	switch t := c.tracks[id]; {
+	case t == nil || !t.published:
+	case t.owner.guest != nil:
+		c.observer.Wanted(id, layers)
+	case t.kind == media.Video:
 		t.owner.tellWanted(t, layers)
 	}
 }

@@ -41,6 +41,8 @@ type ParticipantInfo struct {
 	Reason         Reason
 	ClientProtocol int32
 	Capabilities   []int32
+	// Guest: its client is at another server.
+	Guest bool
 }
 
 // TrackInfo describes a published track.

@@ -98,17 +98,22 @@ type engineRoom struct {
 func (r *engineRoom) Close() { r.room.Close() }
 
 func (r *engineRoom) NewPeer(cfg PeerConfig) (MediaPeer, error) {
-	ev := cfg.Events
-	named := func(f func(string)) func(*media.Track) { return func(t *media.Track) { f(t.ID()) } }
-	p, err := r.room.NewPeer(media.PeerConfig{SID: cfg.SID, Dual: cfg.Dual, Events: media.PeerEvents{
-		State: ev.State, Data: ev.Data, NegotiationNeeded: ev.NegotiationNeeded, Quality: ev.Quality,
-		Track: named(ev.Track), TrackInfo: named(ev.TrackInfo), Unpublished: named(ev.Unpublished), Unsupported: named(ev.Unsupported),
-		StreamState: func(t *media.Track, paused bool) { ev.StreamState(t.ID(), paused) },
-	}})
+	p, err := r.room.NewPeer(peerConfig(cfg))
 	if err != nil {
 		return nil, err
 	}
 	return &enginePeer{Peer: p, room: r}, nil
+}
+
+// peerConfig names tracks by their sids in events.
+func peerConfig(cfg PeerConfig) media.PeerConfig {
+	ev := cfg.Events
+	named := func(f func(string)) func(*media.Track) { return func(t *media.Track) { f(t.ID()) } }
+	return media.PeerConfig{SID: cfg.SID, Dual: cfg.Dual, Events: media.PeerEvents{
+		State: ev.State, Data: ev.Data, NegotiationNeeded: ev.NegotiationNeeded, Quality: ev.Quality,
+		Track: named(ev.Track), TrackInfo: named(ev.TrackInfo), Unpublished: named(ev.Unpublished), Unsupported: named(ev.Unsupported),
+		StreamState: func(t *media.Track, paused bool) { ev.StreamState(t.ID(), paused) },
+	}}
 }
 
 type enginePeer struct {
@@ -122,9 +127,13 @@ func (p *enginePeer) Publish(spec media.TrackSpec) error {
 	if err != nil {
 		return err
 	}
-	p.room.tracks[spec.ID] = t
-	p.mine = append(p.mine, spec.ID)
+	p.published(t)
 	return nil
+}
+
+func (p *enginePeer) published(t *media.Track) {
+	p.room.tracks[t.ID()] = t
+	p.mine = append(p.mine, t.ID())
 }
 
 func (p *enginePeer) Unpublish(track string) {

@@ -29,6 +29,7 @@ type participant struct {
 
 	session *Session // nil while its connection is away
 	peer    MediaPeer
+	guest   remotePeer // peer, when its client is at another server
 	removed bool
 
 	state          State
@@ -204,7 +205,7 @@ func (p *participant) snapshot() *ParticipantInfo {
 	}
 	info := &ParticipantInfo{SID: p.sid, Identity: p.identity, Name: p.name, State: p.state, Metadata: p.metadata,
 		Attributes: maps.Clone(p.attributes), JoinedMs: p.joinedMs, Version: p.version, Grant: p.grant, Publisher: p.publishing(),
-		ClientProtocol: p.clientProtocol, Capabilities: p.capabilities}
+		ClientProtocol: p.clientProtocol, Capabilities: p.capabilities, Guest: p.guest != nil}
 	for _, t := range p.order {
 		if t.published {
 			info.Tracks = append(info.Tracks, t.info)
@@ -321,7 +322,7 @@ func (c *Call) remove(p *participant, why Why, reason Reason, action Action) {
 	if known {
 		c.departed(p, reason)
 	}
-	if c.server.cfg.Presence != nil {
+	if c.server.cfg.Presence != nil && p.guest == nil {
 		c.server.cfg.Presence.Gone(c.name, p.identity, why)
 	}
 	c.counted()

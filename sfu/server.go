@@ -86,6 +86,8 @@ type Config struct {
 	Data   DataCodec
 	// Presence may be nil.
 	Presence Presence
+	// Cascade joins calls with those of other servers; nil is none.
+	Cascade Cascade
 	// ICEServers are what clients get besides the server's own candidates; nil
 	// is none.
 	ICEServers func(identity string) []ICEServer

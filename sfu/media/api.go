@@ -87,6 +87,9 @@ type Config struct {
 	Transport *transport.Server
 	Log       *slog.Logger
 	Clock     clock.Clock
+	// Together keeps all rooms and trunks on one shard, so that tracks can go
+	// over trunks.
+	Together bool
 }
 
 // RoomEvents are told to the call; nil ones are dropped. See the package comment

@@ -32,10 +32,18 @@ func NewEngine(cfg Config) *Engine {
 
 // NewRoom makes a room and pins it to the least loaded shard.
 func (e *Engine) NewRoom(ev RoomEvents) *Room {
-	r := &Room{engine: e, shard: e.cfg.Transport.PickShard(), events: ev, peers: map[*Peer]struct{}{}}
+	r := &Room{engine: e, shard: e.shard(), events: ev, peers: map[*Peer]struct{}{}}
 	r.plane = plane{room: r, speakers: forward.NewSpeakers(), tracks: map[*forward.Track]*Track{}}
 	r.shard.Do(r.plane.start)
 	return r
+}
+
+// shard is where a new room or trunk goes.
+func (e *Engine) shard() *transport.Shard {
+	if e.cfg.Together {
+		return e.cfg.Transport.Shards()[0]
+	}
+	return e.cfg.Transport.PickShard()
 }
 
 // Room is one call. Safe for concurrent use.

@@ -10,6 +10,7 @@ type Peer struct {
 	room  *Room
 	cfg   PeerConfig
 	links []*link // Publisher and, of a dual peer, Subscriber
+	trunk *Trunk  // instead of links, for a remote participant
 
 	// Control side (Room.mu).
 	closed bool
@@ -37,6 +38,14 @@ func (p *Peer) down() *link { return p.links[len(p.links)-1] }
 
 // up is the link on which the peer sends.
 func (p *Peer) up() *link { return p.links[0] }
+
+// source is where the peer's packets come in; shard only.
+func (p *Peer) source() *forward.Publisher {
+	if p.trunk != nil {
+		return p.trunk.pub
+	}
+	return p.up().pub
+}
 
 // Close ends the participant: its connections, tracks and subscriptions.
 func (p *Peer) Close() {
@@ -107,7 +116,7 @@ func (p *Peer) end(t *Track) {
 	}
 	if was {
 		p.room.shard.Do(func() {
-			p.up().pub.Remove(t.fwd)
+			p.source().Remove(t.fwd)
 			p.room.plane.remove(t)
 		})
 	}

@@ -24,6 +24,8 @@ type Track struct {
 	mid   string
 	codec sdp.Codec
 	muted bool
+	// layered: its layers come in one stream.
+	layered bool
 
 	// fwd is made when the m-line comes; only the shard uses it from then on.
 	fwd *forward.Track
@@ -125,19 +127,25 @@ func (t *Track) announcedLayer(i, n int) Layer {
 
 // negotiate makes the track real; it is told by the first answer with its m-line.
 func (t *Track) negotiate(r sdp.Received) {
-	encs := t.encodings(r.Media, r.Codec)
-	info := &TrackInfo{Mime: r.Codec.Mime(), Mid: r.Media.Mid, Simulcast: len(encs) > 1}
-	cfg := forward.TrackConfig{Kind: forward.Audio, Muted: t.muted, Screen: t.spec.Source == SourceScreenShare,
+	t.mid, t.codec, t.layered = r.Media.Mid, r.Codec, t.svc(r.Media, r.Codec)
+	t.start(t.encodings(r.Media, r.Codec), false)
+}
+
+// start makes the track of the packet plane. unwanted: nobody wants it yet.
+func (t *Track) start(encs []encoding, unwanted bool) {
+	info := &TrackInfo{Mime: t.codec.Mime(), Mid: t.mid, Simulcast: len(encs) > 1}
+	cfg := forward.TrackConfig{Kind: forward.Audio, Muted: t.muted, Screen: t.spec.Source == SourceScreenShare, Unwanted: unwanted,
 		OnLayer: t.onLayer, OnWanted: func(l forward.Layers) { t.onWanted(encs, l) }}
+	if unwanted {
+		t.wanted.Store(0)
+	}
 	if t.spec.Kind == Video {
-		cfg.Kind = forward.Video
-		cfg.SVC = t.svc(r.Media, r.Codec)
+		cfg.Kind, cfg.SVC = forward.Video, t.layered
 		for i, e := range encs {
 			cfg.Layers = append(cfg.Layers, forward.LayerSpec{Width: e.layer.Width, Height: e.layer.Height, Bitrate: e.layer.Bitrate})
 			info.Layers = append(info.Layers, LayerInfo{Layer: e.layer, RID: e.rid, Spatial: i})
 		}
 	}
-	t.mid, t.codec = r.Media.Mid, r.Codec
 	t.info.Store(info)
 	t.fwd = forward.NewTrack(cfg)
 	t.state.Store(uint32(negotiated))
@@ -184,7 +192,7 @@ func (t *Track) onLayer(layer int, ssrc uint32, _ forward.Codec) {
 
 // onWanted tells dynacast in terms of qualities; shard only.
 func (t *Track) onWanted(encs []encoding, layers forward.Layers) {
-	if t.spec.Kind != Video {
+	if t.spec.Kind != Video && t.peer.trunk == nil {
 		return
 	}
 	var w uint32

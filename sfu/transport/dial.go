@@ -17,13 +17,21 @@ func (c *Conn) Dial(addrs []netip.AddrPort) {
 		return
 	}
 	c.controlling = true
+	var dialled []endpoint
 	for _, a := range addrs[:min(len(addrs), maxPaths)] {
-		c.dialPath(endpointOf(a))
+		if to := endpointOf(a); c.shard.paths[to] == nil { // else another connection's, which must not suffer
+			dialled = append(dialled, to)
+			c.dialPath(to)
+		}
 	}
 	var stop func()
 	stop = c.shard.Every(func(now int64) {
-		if c.ended() || c.selected != nil {
+		if c.ended() {
 			stop()
+			c.undial(dialled)
+			return
+		}
+		if c.selected != nil {
 			return
 		}
 		for _, p := range slices.Clone(c.paths) {
@@ -34,13 +42,27 @@ func (c *Conn) Dial(addrs []netip.AddrPort) {
 	})
 }
 
+// undial lets other sockets forget whose the addresses were.
+func (c *Conn) undial(dialled []endpoint) {
+	s := c.shard
+	for _, other := range s.srv.shards {
+		if other == s {
+			continue
+		}
+		other.Do(func() {
+			for _, to := range dialled {
+				if other.routes[to] == s {
+					delete(other.routes, to)
+				}
+			}
+		})
+	}
+}
+
 // dialPath makes the path to an address and sends the first check there. The
 // answer may come to any of the sockets.
 func (c *Conn) dialPath(to endpoint) {
 	s := c.shard
-	if s.paths[to] != nil {
-		return // another connection's
-	}
 	p := &path{conn: c, via: s, heard: s.now}
 	p.to = to
 	s.sock.aim(&p.target)
