@@ -7,15 +7,18 @@ import { call, login, register } from "../../lib/http.js";
 import { startPair } from "../../lib/servers.js";
 
 /** Gives the backend that the environment asks for. */
-export function backend() {
+export const backend = () => livekit() ?? Parley.start();
+
+/** The LiveKit server that the environment names, if any. */
+export function livekit() {
     const { PARLEY_CALLS_LIVEKIT: url, PARLEY_CALLS_KEY: key = "devkey", PARLEY_CALLS_SECRET: secret = "secret" } = process.env;
-    return url ? new LiveKit(url, key, secret) : Parley.start();
+    return url && new LiveKit(url, key, secret);
 }
 
 const base64 = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
 
 /** A LiveKit server; tokens are made here. */
-class LiveKit {
+export class LiveKit {
     kind = "livekit";
 
     constructor(url, key, secret) {
