@@ -107,9 +107,6 @@ func (p *Peer) applyRemote(l *link, res *sdp.Result) {
 		if l.pub != nil {
 			l.pub.SetExtensions(exts)
 		}
-		if l.sub != nil {
-			l.sub.SetExtensions(exts)
-		}
 	})
 }
 
@@ -171,7 +168,7 @@ func (p *Peer) applySent(l *link, res *sdp.Result) {
 // flow starts a subscription, or tells it of other payload types.
 func (p *Peer) flow(l *link, s *subscription, sent sdp.Sent) {
 	first := s.sent.Mid == ""
-	if !first && s.sent.Mid == sent.Mid && s.sent.Codec.PT == sent.Codec.PT && s.sent.Codec.RTX == sent.Codec.RTX {
+	if !first && s.sent.Mid == sent.Mid && s.sent.Codec.PT == sent.Codec.PT && s.sent.Codec.RTX == sent.Codec.RTX && s.sent.Extensions == sent.Extensions {
 		return
 	}
 	s.sent = sent
@@ -179,11 +176,14 @@ func (p *Peer) flow(l *link, s *subscription, sent sdp.Sent) {
 	if sent.Codec.RTX != 0 {
 		cfg.RTX = s.rtx
 	}
+	exts := extensions(sent.Extensions)
 	p.room.shard.Do(func() {
 		if first {
 			s.down = l.sub.Add(s.track.fwd, cfg, p.room.shard.Now())
-		} else if s.down != nil {
+		}
+		if s.down != nil {
 			s.down.SetFormats(cfg.Formats, cfg.MID)
+			s.down.SetExtensions(exts)
 		}
 	})
 }
