@@ -37,9 +37,11 @@ type Config struct {
 	Keys       *e2e.Service
 	Sync       *csync.Handler
 	Remote     Remote // nil: federation is off
-	Clock      clock.Clock
-	Log        *slog.Logger
-	Settings   Settings
+	// TURN makes credentials for a user's one-to-one calls; nil: no TURN.
+	TURN     func(mxid.UserID) TURNServer
+	Clock    clock.Clock
+	Log      *slog.Logger
+	Settings Settings
 }
 
 // Settings is what the operator decides.
@@ -47,6 +49,9 @@ type Settings struct {
 	// PublicURL is the base URL for clients in .well-known; "" means that
 	// .well-known/matrix/client isn't served.
 	PublicURL string
+	// CallTransports are told in .well-known for clients that look for calls
+	// there; none without calls. spec: MSC4143
+	CallTransports []map[string]string
 	// SupportContact is an e-mail address, "" for none.
 	SupportContact string
 

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/labstack/echo/v4"
+
 	"parley/internal/httpx"
 	"parley/user"
 )
@@ -96,6 +98,18 @@ func (a *API) throttle(r *request) error {
 		return a.limits.user(r.rt.limit, uint32(r.UID))
 	}
 	return a.limits.addr(r.rt.limit, r.c.RealIP())
+}
+
+// ThrottleCalls takes one request to join a call from the budget of the user, or
+// of the address when there is no session. For clientapi/rtc.
+func (a *API) ThrottleCalls(c echo.Context, who *user.Session) error {
+	switch {
+	case !a.cfg.Settings.RateLimits:
+		return nil
+	case who != nil:
+		return a.limits.user(limCall, uint32(who.UID))
+	}
+	return a.limits.addr(limCall, c.RealIP())
 }
 
 // throttleName limits what is tried against one named thing, such as the

@@ -52,7 +52,11 @@ func (a *API) wellKnown() any {
 	if a.cfg.Settings.PublicURL == "" {
 		return nil
 	}
-	return map[string]any{"m.homeserver": map[string]string{"base_url": a.cfg.Settings.PublicURL}}
+	w := map[string]any{"m.homeserver": map[string]string{"base_url": a.cfg.Settings.PublicURL}}
+	if len(a.cfg.Settings.CallTransports) > 0 {
+		w["org.matrix.msc4143.rtc_foci"] = a.cfg.Settings.CallTransports
+	}
+	return w
 }
 
 // wellKnownSupport is GET /.well-known/matrix/support.

@@ -35,6 +35,7 @@ const (
 	limReport               // reports to the operator
 	limDelay                // managing delayed events: a client in a call does so every few seconds
 	limDelayAddr            // the same without a token, by address
+	limCall                 // joining calls
 	limClasses
 )
 
@@ -60,6 +61,7 @@ var budgets = [limClasses]budget{
 	limRegister:  {0.05, 10},
 	limGuess:     {1, 60},
 	limReport:    {0.1, 10},
+	limCall:      {2, 60}, // an office behind one address starts its meetings at the same minute
 	limDelay:     {10, 60},
 	limDelayAddr: {100, 1000},
 }

@@ -2,9 +2,23 @@ package clientapi
 
 import "parley/internal/httpx"
 
-// turnServer is GET /voip/turnServer: an empty object while the server has no
+// TURNServer is where a client's one-to-one calls find a relay.
+// spec: client-server API, "GET /voip/turnServer"
+type TURNServer struct {
+	URIs     []string `json:"uris"`
+	Username string   `json:"username"`
+	Password string   `json:"password"`
+	TTL      int64    `json:"ttl"` // seconds
+}
+
+// turnServer is GET /voip/turnServer: an empty object when the server has no
 // TURN service.
-func (a *API) turnServer(*request) (any, error) { return nil, nil }
+func (a *API) turnServer(r *request) (any, error) {
+	if a.cfg.TURN == nil {
+		return nil, nil
+	}
+	return a.cfg.TURN(r.User), nil
+}
 
 // thirdPartyProtocols is GET /thirdparty/protocols: there are no bridges.
 func (a *API) thirdPartyProtocols(*request) (any, error) { return nil, nil }

@@ -14,6 +14,7 @@
 package federation
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -178,6 +179,14 @@ func (a *API) signed(rt route) echo.HandlerFunc {
 		httpx.WriteJSON(c.Response(), http.StatusOK, out)
 		return nil
 	}
+}
+
+// Signed makes a handler of another package's signed requests with a body. h
+// gets the body as it was signed, checked JSON of at most maxBody bytes.
+func (a *API) Signed(maxBody int64, h func(ctx context.Context, origin mxid.ServerName, body json.RawMessage) (any, error)) echo.HandlerFunc {
+	return a.signed(route{limit: maxBody, handle: func(_ *API, r *request) (any, error) {
+		return h(r.Request().Context(), r.origin, r.body)
+	}})
 }
 
 func (a *API) verify(r *http.Request, body []byte) (mxid.ServerName, error) {
