@@ -3,10 +3,12 @@ package room
 import (
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
 
+	"parley/internal/httpx"
 	"parley/internal/mxid"
 	"parley/room/eventform"
 )
@@ -224,4 +226,48 @@ func (r *rig) last(room mxid.RoomID) *Event {
 	r.t.Helper()
 	evs := r.timeline(room)
 	return evs[len(evs)-1]
+}
+
+// An event that comes while this server is joining the room waits for that, and
+// is sent again if it takes too long.
+func TestReceiveWhileJoining(t *testing.T) {
+	f := newFarm(t, sa, sb)
+	a, b := f.nodes[sa], f.nodes[sb]
+	room := together(f, "12")
+	id := a.stick(room, alice, "x", time.Hour)
+	ev := a.load(room, id)
+	for _, long := range []bool{true, false} {
+		unlock, err := b.s.joining.lock(b.ctx, room)
+		b.ok(err)
+		done := make(chan error, 1)
+		go func() {
+			_, err := b.s.ReceivePDU(b.ctx, sa, ev.JSON)
+			done <- err
+		}()
+		if long {
+			for {
+				select {
+				case err = <-done:
+				default:
+					f.clock.Advance(maxAwaitJoin)
+					runtime.Gosched()
+					continue
+				}
+				break
+			}
+			if hx, ok := err.(*httpx.Error); !ok || hx.Status != 503 {
+				t.Fatalf("%v", err)
+			}
+			b.wantStuck("refused", room)
+			unlock()
+			continue
+		}
+		unlock()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.s.Load(b.ctx, room, id); err != nil {
+		t.Error(err)
+	}
 }
