@@ -21,6 +21,11 @@ type Config struct {
 	// Advertise lists the addresses for candidates. Empty means the
 	// addresses of this machine (or the one that Listen names).
 	Advertise []netip.Addr
+	// Foreign takes what comes to the UDP port and is TURN's: ChannelData, and
+	// STUN messages of other methods than Binding. It is called on the
+	// goroutine of a shard, must not block and must not keep the packet. nil:
+	// they are dropped. SendForeign is the way back.
+	Foreign func(packet []byte, from netip.AddrPort)
 	// Loopback adds 127.0.0.1 to the candidates; for tests.
 	Loopback bool
 	// Shards is the number of sockets and goroutines; 0 means one per core.

@@ -36,6 +36,7 @@ type Server struct {
 	parcels     sync.Pool
 	messages    sync.Pool // *[MaxMessage]byte
 	listener    net.Listener
+	foreign     func([]byte, netip.AddrPort)
 	done        chan struct{}
 	wait        sync.WaitGroup
 
@@ -47,7 +48,7 @@ type Server struct {
 // Open binds the sockets and starts the shards.
 func Open(cfg Config) (*Server, error) {
 	srv := &Server{
-		log: cfg.Log, clock: cfg.Clock, listener: cfg.TCP, done: make(chan struct{}),
+		log: cfg.Log, clock: cfg.Clock, listener: cfg.TCP, foreign: cfg.Foreign, done: make(chan struct{}),
 		streams: map[*tcpStream]struct{}{},
 	}
 	if srv.log == nil {

@@ -294,10 +294,14 @@ func (s *Shard) handle(b []byte, src *source) {
 	k := classify(b)
 	switch k {
 	case kindNone:
-		s.counters.invalid++
+		if !s.passOn(b, src) {
+			s.counters.invalid++
+		}
 		return
 	case kindSTUN:
-		s.handleSTUN(b, src)
+		if !s.passOn(b, src) {
+			s.handleSTUN(b, src)
+		}
 		return
 	}
 	p := s.pathOf(src)
