@@ -60,12 +60,27 @@ func (a *API) submit(r *request, p room.SendParams) (any, error) {
 	return eventAnswer(ev), nil
 }
 
+// scheduledBefore answers a request to send later that has been made before,
+// whatever it says now; nil if it hasn't.
+func (a *API) scheduledBefore(r *request, p room.SendParams) (any, error) {
+	if !r.c.QueryParams().Has(delayParam) {
+		return nil, nil
+	}
+	id, ok, err := a.rooms.Delays().OfTransaction(r.ctx, p.Sender, p.TxnKey)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return delayAnswer(id), nil
+}
+
+func delayAnswer(id string) map[string]string { return map[string]string{"delay_id": id} }
+
 func (a *API) schedule(r *request, p room.SendParams, ms int64) (any, error) {
 	id, err := a.rooms.Delays().Schedule(r.ctx, p, time.Duration(min(ms, 2*room.MaxDelay.Milliseconds()))*time.Millisecond)
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{"delay_id": id}, nil
+	return delayAnswer(id), nil
 }
 
 // millis reads a number of milliseconds of the query, nil if it is absent.

@@ -35,6 +35,9 @@ func TestDelayedEventsOfToday(t *testing.T) {
 	if again := later("/send/m.x/t", 5000); again != msg {
 		t.Error("the same transaction gives another event")
 	}
+	if again := alice.put(rp(id, "/send/m.x/t")+"?org.matrix.msc4140.delay=9", nil).ok().str("delay_id"); again != msg {
+		t.Error("the same transaction, said shorter, gives another event")
+	}
 	state := later("/state/m.y/k", 60_000)
 	list := alice.get(delayed4140 + "/delayed_events").ok()
 	if n := len(list.list("delayed_events")); n != 2 {

@@ -55,6 +55,12 @@ func (a *API) sendEvent(r *request) (any, error) {
 	if len(p.Type) > maxEventType {
 		return nil, httpx.InvalidParam("The event type is too long")
 	}
+	if p.TxnKey, err = r.txnKey(string(id), p.Type); err != nil {
+		return nil, err
+	}
+	if again, err := a.scheduledBefore(r, p); again != nil || err != nil {
+		return again, err
+	}
 	if p.Content, err = r.object(); err != nil {
 		return nil, err
 	}
@@ -64,9 +70,6 @@ func (a *API) sendEvent(r *request) (any, error) {
 		}
 	}
 	if err := a.maySend(r, p); err != nil {
-		return nil, err
-	}
-	if p.TxnKey, err = r.txnKey(string(id), p.Type); err != nil {
 		return nil, err
 	}
 	return a.submit(r, p)

@@ -334,7 +334,9 @@ func (w *work) wentLive(ev *Event, old statetree.Root) error {
 	if err := w.stateChanged(ev, old, w.sum.root); err != nil {
 		return err
 	}
-	w.pushSticky(before)
+	if old != w.sum.root {
+		w.pushSticky(before)
+	}
 	if ev.IsState() {
 		if err := w.supersede(ev); err != nil {
 			return err

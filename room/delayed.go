@@ -396,6 +396,30 @@ func (d *Delays) store(ctx context.Context, e *delayed, row *delayRow) (string, 
 	return old.ID, nil
 }
 
+// OfTransaction is the ID that Schedule gave to a user's transaction; ok is
+// false if it is not known.
+func (d *Delays) OfTransaction(ctx context.Context, user mxid.UserID, txnKey string) (id string, ok bool, err error) {
+	uid, ok, err := d.s.cfg.Intern.LookupUser(ctx, user)
+	if err != nil || !ok {
+		return "", false, err
+	}
+	hash := d.s.cfg.Vault.Hash("delayed txn", txnKey)
+	row, err := d.s.cfg.KV.Get(ctx, keyDelayTxn(uid, hash[:]))
+	if err == nil && len(row) != 33 {
+		err = corrupt("dx")
+	}
+	if err == nil {
+		var r *delayRow
+		if r, err = d.s.delayRow(ctx, delayKey(row[1:])); err == nil {
+			return r.ID, true, nil
+		}
+	}
+	if errors.Is(err, storage.ErrNotFound) {
+		err = nil
+	}
+	return "", false, err
+}
+
 // Restart begins the delay of a scheduled event again. M_NOT_FOUND if there is
 // none with this ID, ErrFinalised if it is no longer scheduled.
 func (d *Delays) Restart(ctx context.Context, id string) error {

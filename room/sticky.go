@@ -401,11 +401,12 @@ func (w *work) unstick(ev *Event) {
 }
 
 // pushSticky queues our own sticky events for servers that have just come into
-// the room. spec: MSC4354, "Proposal"
+// the room. before are those that were there, sorted.
+// spec: MSC4354, "Proposal"
 func (w *work) pushSticky(before []intern.SID) {
 	var names []mxid.ServerName
 	for _, sid := range w.otherServers() {
-		if slices.Contains(before, sid) {
+		if _, had := slices.BinarySearch(before, sid); had {
 			continue
 		}
 		if name, err := w.svc.cfg.Intern.ServerName(w.ctx, sid); err == nil {
