@@ -95,9 +95,9 @@ func (s *Session) answerSection(w *writer, res *Result, sec *section, m *Media, 
 		s.answerInbound(w, res, m, accept)
 	case m.Recv && s.place(sec, m):
 		c, _ := find(m.Codecs, sec.track.Codec)
-		exts := accepted(m.exts, useful(m.Kind, c.Name, false, false), false, &s.exts)
+		exts := accepted(m.exts, m.Kind, &s.exts)
 		w.send(sec, c, exts)
-		res.Sent = append(res.Sent, Sent{ID: sec.track.ID, Mid: m.Mid, Kind: m.Kind, Codec: c, Extensions: ids(exts)})
+		res.Sent = append(res.Sent, Sent{ID: sec.track.ID, Mid: m.Mid, Kind: m.Kind, Codec: c, Extensions: outgoing(exts, c.Name)})
 	default:
 		w.idle(m)
 	}
@@ -111,7 +111,7 @@ func (s *Session) answerInbound(w *writer, res *Result, m *Media, accept Accept)
 		w.idle(m)
 		return
 	}
-	exts := accepted(m.exts, useful(m.Kind, c.Name, true, len(m.RIDs) > 0), true, &s.exts)
+	exts := accepted(m.exts, m.Kind, &s.exts)
 	w.receive(m, c, want, exts)
 	res.Received = append(res.Received, Received{Media: m, Codec: c})
 }

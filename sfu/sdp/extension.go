@@ -66,27 +66,20 @@ func (x *Extensions) field(uri string) *uint8 {
 	return nil
 }
 
-// useful lists the extensions for a codec that the server sends or receives.
-func useful(k Kind, codec string, receives, simulcast bool) []string {
-	uris := []string{uriMid, uriTransportCC}
-	if k == Audio {
-		return append(uris, uriAudioLevel)
-	}
-	if receives && simulcast {
-		uris = append(uris, uriRID, uriRepairedRID)
-	}
-	if codec == "AV1" {
-		uris = append(uris, uriDependency)
-	}
-	return uris
+// useful are the extensions of each kind. All m-lines of a kind are given the
+// same ones, also those on which nothing flows: Chromium offers on later m-lines
+// what the answers to earlier ones had.
+var useful = [...][]string{
+	Audio: {uriMid, uriAudioLevel, uriTransportCC},
+	Video: {uriMid, uriRID, uriRepairedRID, uriTransportCC, uriDependency},
 }
 
-// accepted are the offered extensions among uris that work in the server's
-// direction and don't contradict the IDs of the connection, all, which they join.
-func accepted(offered []extension, uris []string, receives bool, all *Extensions) []extension {
+// accepted are the offered extensions that the server knows and that don't
+// contradict the IDs of the connection, all, which they join.
+func accepted(offered []extension, k Kind, all *Extensions) []extension {
 	var out []extension
 	for _, e := range offered {
-		if !slices.Contains(uris, e.uri) || receives && !e.send || !receives && !e.recv {
+		if !slices.Contains(useful[k], e.uri) || !e.send && !e.recv {
 			continue
 		}
 		id := all.field(e.uri)
@@ -106,11 +99,18 @@ func (x Extensions) taken(id uint8) bool {
 	return slices.Contains([]uint8{x.Mid, x.RID, x.RepairedRID, x.TransportCC, x.AudioLevel, x.Dependency}, id)
 }
 
-// ids turns extensions of one m-line into their IDs.
-func ids(exts []extension) Extensions {
+// outgoing are the IDs for packets that the server sends on an m-line. Only
+// AV1 needs the dependency descriptor, and there are no layers to name.
+func outgoing(exts []extension, codec string) Extensions {
 	var x Extensions
 	for _, e := range exts {
-		*x.field(e.uri) = e.id
+		if e.recv {
+			*x.field(e.uri) = e.id
+		}
+	}
+	x.RID, x.RepairedRID = 0, 0
+	if codec != "AV1" {
+		x.Dependency = 0
 	}
 	return x
 }

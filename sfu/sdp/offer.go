@@ -42,16 +42,12 @@ func (p *payloadTypes) of(c Codec) (Codec, bool) {
 	return c, true
 }
 
-// offered are the header extensions of the server's offers.
-func offered(k Kind, codec string) []extension {
-	all := []extension{{id: 4, uri: uriMid}, {id: 3, uri: uriTransportCC}}
-	if k == Audio {
-		return append(all, extension{id: 1, uri: uriAudioLevel})
-	}
-	if codec == "AV1" {
-		return append(all, extension{id: 12, uri: uriDependency})
-	}
-	return all
+// offered are the header extensions of the server's offers, the same on all
+// m-lines of a kind.
+var offered = [...][]extension{
+	Audio: {{id: 4, uri: uriMid}, {id: 3, uri: uriTransportCC}, {id: 1, uri: uriAudioLevel}},
+	Video: {{id: 4, uri: uriMid}, {id: 3, uri: uriTransportCC}, {id: 12, uri: uriDependency}},
+	Data:  nil,
 }
 
 // Offer makes an offer with data channels and a section for each track. With
@@ -115,7 +111,7 @@ func (s *Session) freeSection(k Kind) *section {
 
 func (s *Session) offerSection(w *writer, sec *section) {
 	sec.offered = sec.track
-	exts := offered(sec.kind, sec.codec.Name)
+	exts := offered[sec.kind]
 	switch {
 	case sec.rejected:
 		w.reject(&Media{Mid: sec.mid, name: sec.kind.String(), proto: "UDP/TLS/RTP/SAVPF", formats: []string{"0"}})
@@ -168,6 +164,6 @@ func (s *Session) confirm(res *Result, sec *section, m *Media) {
 		return
 	}
 	sec.live = true
-	exts := accepted(m.exts, useful(sec.kind, c.Name, false, false), false, &s.exts)
-	res.Sent = append(res.Sent, Sent{ID: t.ID, Mid: sec.mid, Kind: sec.kind, Codec: c, Extensions: ids(exts)})
+	exts := accepted(m.exts, sec.kind, &s.exts)
+	res.Sent = append(res.Sent, Sent{ID: t.ID, Mid: sec.mid, Kind: sec.kind, Codec: c, Extensions: outgoing(exts, c.Name)})
 }

@@ -139,11 +139,7 @@ func (w *writer) codec(c Codec) {
 // idle writes an accepted m-line on which nothing flows now. It names all
 // codecs, so that the client doesn't give any up.
 func (w *writer) idle(m *Media) {
-	exts := m.exts[:0:0]
-	if m.Recv {
-		exts = accepted(m.exts, useful(m.Kind, "AV1", false, false), false, &w.s.exts)
-	}
-	w.rtp(m.Mid, m.Kind, m.Codecs, exts, "inactive")
+	w.rtp(m.Mid, m.Kind, m.Codecs, accepted(m.exts, m.Kind, &w.s.exts), "inactive")
 }
 
 // receive writes an m-line on which the client sends.
