@@ -353,7 +353,7 @@ func (d *DownTrack) give(next step, now int64) {
 	}
 	switch {
 	case d.pass:
-		if d.current != s {
+		if d.current == nil && !d.over && (d.previous == nil || d.previous == s) {
 			d.current = s
 			s.keys.request(s, now)
 		}

@@ -1,5 +1,7 @@
 package forward
 
+import "slices"
+
 // DownConfig tells how a track looks on the subscriber's connection. SSRC and
 // RTX must be unused on the connection before; RTX 0 means retransmissions go
 // out as they were, on SSRC.
@@ -14,7 +16,9 @@ type DownConfig struct {
 	Preference Preference
 	// PassThrough forwards the stream of Layer alone, with the sequence numbers
 	// and timestamps of the publisher and an untouched payload. It is for links
-	// between servers, where whole layers pass.
+	// between servers, where whole layers pass. The down track is of one RTP
+	// stream: when the publisher starts a new one (OnLayer tells) or numbers it
+	// anew, it ends, and a new one must be added with an SSRC of its own.
 	PassThrough bool
 	Layer       int
 }
@@ -31,7 +35,8 @@ type DownTrack struct {
 	extensions    ExtensionMap
 	ownExtensions bool
 	pass          bool
-	layer         int // with pass
+	layer         int  // with pass
+	over          bool // with pass: the stream ended
 	prefers       Preference
 	closed        bool
 
@@ -81,13 +86,31 @@ func (d *DownTrack) SetPreference(p Preference, now int64) {
 
 // SetFormats replaces payload types and MID after a new negotiation.
 func (d *DownTrack) SetFormats(f []Format, mid string) {
+	if slices.Equal(f, d.formats) && mid == d.mid {
+		return
+	}
 	d.formats, d.mid = append([]Format(nil), f...), mid
 	d.heard = false
+	d.changed()
+}
+
+// changed forgets what went out before headers came to look different, if it
+// can't be sent again any more.
+func (d *DownTrack) changed() {
+	if d.rtx == 0 {
+		clear(d.history)
+	}
 }
 
 // SetExtensions gives the track extension IDs of its own (see
 // DownConfig.Extensions).
-func (d *DownTrack) SetExtensions(m ExtensionMap) { d.extensions, d.ownExtensions = m, true }
+func (d *DownTrack) SetExtensions(m ExtensionMap) {
+	if d.ownExtensions && m == d.extensions {
+		return
+	}
+	d.extensions, d.ownExtensions = m, true
+	d.changed()
+}
 
 // Layer returns the layer that is forwarded and its highest temporal layer, -1
 // and -1 when nothing is.
@@ -125,6 +148,12 @@ func (d *DownTrack) forward(s *stream, p *slot, now int64) {
 	case d.pass:
 		if s == d.current {
 			d.relay(s, p, now)
+		}
+	case s == d.current && p.seq > d.numbers.high+maxDropout: // it restarted
+		d.stop()
+		d.sub.dirty = true
+		if !p.codec.video() {
+			d.enter(s, p, now)
 		}
 	case s == d.current:
 		d.next(s, p, now)
@@ -344,6 +373,12 @@ func (d *DownTrack) emit(s *stream, p *slot, sp *span, now int64) {
 
 // relay sends packet p as it came.
 func (d *DownTrack) relay(s *stream, p *slot, now int64) {
+	if d.started && p.seq > d.numbers.high+maxDropout {
+		d.over = true
+		d.stop()
+		return
+	}
+	d.numbers.high = max(d.numbers.high, p.seq)
 	seq := uint16(p.seq)
 	e := d.history.at(seq)
 	*e = sent{stream: s, source: p.seq, ts: p.ts, seq: seq, marker: p.flags&slotMarker != 0}

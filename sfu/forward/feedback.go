@@ -11,6 +11,9 @@ type transportFeedback struct {
 	high    uint64                // highest that came; 0: none
 	pending bool
 	count   uint8
+	// media is a stream of the sender: Chromium takes no feedback that names
+	// none of its own.
+	media   uint32
 	symbols [maxStatuses]uint8
 }
 
@@ -117,6 +120,7 @@ func (t *transportFeedback) message(w *rtcpWriter, ssrc uint32) bool {
 	}
 	clear(b[4:])
 	binary.BigEndian.PutUint32(b[4:], ssrc)
+	binary.BigEndian.PutUint32(b[8:], t.media)
 	binary.BigEndian.PutUint16(b[12:], uint16(base))
 	binary.BigEndian.PutUint16(b[14:], uint16(n))
 	binary.BigEndian.PutUint32(b[16:], uint32(reference&0xffffff)<<8|uint32(t.count))

@@ -56,6 +56,7 @@ func (p *Publisher) HandleRTP(packet []byte, now int64) {
 	x.read(h, &p.extensions)
 	if x.hasTransport {
 		p.feedback.record(x.transport, now)
+		p.feedback.media = h.ssrc
 	}
 	r := p.streams[h.ssrc]
 	if r == nil {

@@ -10,6 +10,12 @@ type sent struct {
 	seq     uint16
 	marker  bool
 	numbers vp8Numbers
+
+	// What the header held besides. A packet that goes out again under its own
+	// number must be the same to the last byte: SRTP would use one nonce twice.
+	out       bool   // it went out
+	mid       bool   // with the MID
+	transport uint16 // and this transport-wide number
 }
 
 // Packets that a NACK can name.

@@ -17,35 +17,41 @@ const (
 	activeShare   = 0.4 // of the window
 	smoothing     = 2   // windows
 	levelStep     = 1.0 / 32
-	packetTime    = 20 * millisecond
+	packetTime    = 20 * millisecond // when it can't be told
+	maxPacketTime = 120 * millisecond
+	levelHertz    = 48000
 )
 
 // levelMeter measures an audio track between two windows.
 type levelMeter struct {
 	loudest uint8 // least -dBov among the loud packets
-	loud    int   // packets at or above activeLevel
-	last    int64 // when the last packet came
+	loud    int64 // time at or above activeLevel
+	ts      uint32
 	smooth  float64
 	told    float32
-	active  bool
 }
 
-// observe notes the level of a packet, -dBov.
-func (m *levelMeter) observe(level uint8, now int64) {
-	m.last = now
+// observe notes the level of a packet, -dBov. Its timestamp tells how long the
+// one before lasted.
+func (m *levelMeter) observe(level uint8, ts uint32) {
+	lasts := int64(ts-m.ts) * second / levelHertz
+	m.ts = ts
+	if lasts <= 0 || lasts > maxPacketTime {
+		lasts = packetTime
+	}
 	if level > activeLevel {
 		return
 	}
 	if m.loud == 0 || level < m.loudest {
 		m.loudest = level
 	}
-	m.loud++
+	m.loud += lasts
 }
 
 // window closes a window and returns the smoothed level, 0 for silence.
 func (m *levelMeter) window() float32 {
 	level := 0.0
-	if share := float64(m.loud) * float64(packetTime) / float64(speakerWindow); share >= activeShare {
+	if share := float64(m.loud) / float64(speakerWindow); share >= activeShare {
 		// A voice that fills half of the window counts half as loud.
 		weight := 20 * math.Log10(min(share, 1))
 		level = math.Pow(10, (-float64(m.loudest)+weight)/20)
@@ -55,7 +61,6 @@ func (m *levelMeter) window() float32 {
 	if m.smooth < math.Pow(10, -(activeLevel+6.0)/20) {
 		m.smooth = 0
 	}
-	m.active = m.smooth > 0
 	return float32(math.Ceil(m.smooth/levelStep) * levelStep)
 }
 

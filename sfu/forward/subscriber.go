@@ -61,7 +61,15 @@ func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 }
 
 // SetExtensions replaces the extension IDs after a new negotiation.
-func (s *Subscriber) SetExtensions(m ExtensionMap) { s.extensions = m }
+func (s *Subscriber) SetExtensions(m ExtensionMap) {
+	if m == s.extensions {
+		return
+	}
+	s.extensions = m
+	for _, d := range s.downs {
+		d.changed()
+	}
+}
 
 // of returns the extensions of a down track.
 func (s *Subscriber) of(d *DownTrack) *ExtensionMap {
@@ -136,10 +144,19 @@ func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now i
 	if p.codec == VP8 && !d.pass {
 		p.frame.patch(payload, e.numbers)
 	}
-	if repair && d.rtx != 0 && f.RTX != 0 {
+	m := s.of(d)
+	again := false
+	switch {
+	case !repair:
+		e.out, e.mid, e.transport = true, d.sendsMID(m), uint16(s.transport)
+	case d.rtx != 0 && f.RTX != 0:
 		pt, ssrc, seq = f.RTX, d.rtx, d.rtxSeq
 		d.rtxSeq++
 		payload = ring.repair(p, e.seq)
+	case !e.out || m.AbsSendTime != 0 && m.TransportCC == 0:
+		return
+	default:
+		again = true
 	}
 	w := &s.header
 	w.start(pt, e.marker, seq, e.ts, ssrc)
@@ -148,8 +165,13 @@ func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now i
 		payload = s.zeros[len(s.zeros)-1:]
 		payload[0] = 1
 	}
-	m := s.of(d)
-	s.extend(m, d, p, ring, now)
+	if again {
+		s.extend(m, d, p, ring, e.transport, e.mid, now)
+		// As above: a packet that is not taken is a lost packet.
+		_ = s.sink.SendRTP(w.finish(), payload)
+		return
+	}
+	s.extend(m, d, p, ring, uint16(s.transport), d.sendsMID(m), now)
 	s.send(w.finish(), payload, m.TransportCC != 0, now)
 }
 
@@ -163,14 +185,19 @@ func (s *Subscriber) count(p *slot, repair bool) {
 	s.stats.Bytes += uint64(p.size)
 }
 
+// sendsMID reports whether packets still carry the MID: until the receiver has
+// reported, it may not know what the SSRC belongs to.
+func (d *DownTrack) sendsMID(m *ExtensionMap) bool {
+	return m.MID != 0 && !d.heard && len(d.mid) > 0 && len(d.mid) <= 16
+}
+
 // extend writes the header extensions of a packet. p is nil for padding.
-func (s *Subscriber) extend(m *ExtensionMap, d *DownTrack, p *slot, r *ring, now int64) {
+func (s *Subscriber) extend(m *ExtensionMap, d *DownTrack, p *slot, r *ring, transport uint16, mid bool, now int64) {
 	w := &s.header
 	var dd []byte
 	if p != nil && m.DependencyDescriptor != 0 && p.dd > 0 {
 		dd = r.dependency(p)
 	}
-	mid := m.MID != 0 && !d.heard && len(d.mid) > 0 && len(d.mid) <= 16
 	level := p != nil && m.AudioLevel != 0 && p.flags&slotLevel != 0
 	if m.TransportCC == 0 && m.AbsSendTime == 0 && dd == nil && !mid && !level {
 		return
@@ -178,7 +205,7 @@ func (s *Subscriber) extend(m *ExtensionMap, d *DownTrack, p *slot, r *ring, now
 	w.block(len(dd) > 16 || m.wide())
 	switch {
 	case m.TransportCC != 0:
-		binary.BigEndian.PutUint16(w.add(m.TransportCC, 2), uint16(s.transport))
+		binary.BigEndian.PutUint16(w.add(m.TransportCC, 2), transport)
 	case m.AbsSendTime != 0:
 		t := uint32(units(now, 1<<18))
 		b := w.add(m.AbsSendTime, 3)
@@ -219,7 +246,7 @@ func (s *Subscriber) pad(d *DownTrack, pt uint8, ssrc uint32, seq uint16, ts uin
 	w.start(pt, false, seq, ts, ssrc)
 	w.buf[0] |= 0x20
 	m := s.of(d)
-	s.extend(m, d, nil, nil, now)
+	s.extend(m, d, nil, nil, uint16(s.transport), d.sendsMID(m), now)
 	payload := s.zeros[len(s.zeros)-n:]
 	payload[n-1] = uint8(n)
 	s.send(w.finish(), payload, m.TransportCC != 0, now)

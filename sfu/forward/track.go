@@ -145,7 +145,7 @@ func (t *Track) bitrate(i, tid int) int {
 // forward hands a packet to the down tracks.
 func (t *Track) forward(s *stream, p *slot, now int64) {
 	if p.flags&slotLevel != 0 && !t.muted && p.flags&slotRecovered == 0 {
-		t.level.observe(p.level&0x7f, now)
+		t.level.observe(p.level&0x7f, p.ts)
 	}
 	t.newest = now
 	if t.muted {
