@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
+
+	"github.com/tidwall/gjson"
 
 	"parley/internal/httpx"
 	"parley/internal/mxid"
@@ -284,6 +287,9 @@ func (w *work) sendDelayed(row *delayRow) (*Event, error) {
 	if len(w.local) == 0 {
 		return nil, errNotMember
 	}
+	if err := w.mayStillSend(p); err != nil {
+		return nil, err
+	}
 	if p.StateKey != nil {
 		if err := w.svc.checkState(w.ctx, w.h, p); err != nil {
 			return nil, err
@@ -298,6 +304,35 @@ func (w *work) sendDelayed(row *delayRow) (*Event, error) {
 	}
 	return w.sendOnce(d)
 }
+
+// mayStillSend refuses what a user has scheduled who may not take part any more,
+// unless it only takes something back: a leave, or state or a call membership
+// that is made empty.
+func (w *work) mayStillSend(p SendParams) error {
+	if w.svc.cfg.Silenced == nil {
+		return nil
+	}
+	silenced, err := w.svc.cfg.Silenced(w.ctx, p.Sender)
+	if err != nil || !silenced {
+		return err
+	}
+	if p.Type == typeMember && p.StateKey != nil && *p.StateKey == string(p.Sender) {
+		return nil
+	}
+	empty := true
+	gjson.ParseBytes(p.Content).ForEach(func(k, _ gjson.Result) bool {
+		empty = k.Str == stickyKey
+		return empty
+	})
+	if empty && (p.StateKey != nil || gjson.GetBytes(p.Content, stickyKey).Exists()) {
+		return nil
+	}
+	return httpx.Err(http.StatusForbidden, "M_USER_SUSPENDED", "You cannot perform this action while suspended")
+}
+
+// stickyKey is the member of a sticky event's content that tells which one it
+// replaces. spec: MSC4354, "Unstable Prefix"
+const stickyKey = "msc4354_sticky_key"
 
 // finaliseDelay stages the end of a scheduled event, of which row says what
 // became of it.

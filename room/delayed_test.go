@@ -503,3 +503,40 @@ func TestDelayedInABatch(t *testing.T) {
 		t.Errorf("%d rows due, %d events", r.rowsOf("dq"), r.rowsOf("ds"))
 	}
 }
+
+// Of a suspended user only what takes something back is sent.
+func TestDelayedOfASuspendedUser(t *testing.T) {
+	r := newDelayRig(t)
+	suspended := false
+	r.s.cfg.Silenced = func(_ context.Context, u mxid.UserID) (bool, error) { return u == alice && suspended, nil }
+	room := r.create(CreateParams{})
+	d := r.s.Delays()
+	schedule := func(typ string, key *string, content string) string {
+		id, err := d.Schedule(r.ctx, SendParams{Room: room, Sender: alice, Type: typ, StateKey: key, Content: json.RawMessage(content)}, time.Minute)
+		r.ok(err)
+		return id
+	}
+	for _, c := range []struct {
+		typ, content string
+		key          *string
+		sent         bool
+	}{
+		{typ: "m.room.message", content: `{"body":"spam"}`},
+		{typ: "m.room.message", content: `{}`},
+		{typ: "m.call", key: ptr("k"), content: `{"spam":1}`},
+		{typ: "m.call", key: ptr("k"), content: `{}`, sent: true},
+		{typ: "m.member", content: `{"msc4354_sticky_key":"k"}`, sent: true},
+		{typ: "m.member", content: `{"msc4354_sticky_key":"k","spam":1}`},
+		{typ: "m.member", content: `{"spam":1,"msc4354_sticky_key":"k"}`},
+		{typ: typeMember, key: ptr(string(alice)), content: `{"membership":"leave"}`, sent: true},
+	} {
+		suspended = false
+		id := schedule(c.typ, c.key, c.content)
+		suspended = true
+		r.pass(time.Minute)
+		e := r.find(id)
+		if sent := e.Event != ""; sent != c.sent || !sent && !strings.Contains(string(e.Error), "M_USER_SUSPENDED") {
+			t.Errorf("%s %s: sent %v, %s", c.typ, c.content, sent, e.Error)
+		}
+	}
+}

@@ -22,20 +22,23 @@ import (
 
 // Config is what a Service stands on.
 type Config struct {
-	ServerName     mxid.ServerName
-	KV             storage.KV
-	Commit         *storage.Committer
-	Intern         *intern.Table
-	Vault          *vault.Vault
-	Clock          clock.Clock
-	Hub            *notify.Hub
-	Signer         *keys.Signer
-	Verifier       gomatrixserverlib.JSONVerifier
-	Remote         Remote
-	Pusher         Pusher
-	Outbox         Outbox
-	Invites        Invites // nil: everybody takes invites
-	DefaultVersion string  // "12"
+	ServerName mxid.ServerName
+	KV         storage.KV
+	Commit     *storage.Committer
+	Intern     *intern.Table
+	Vault      *vault.Vault
+	Clock      clock.Clock
+	Hub        *notify.Hub
+	Signer     *keys.Signer
+	Verifier   gomatrixserverlib.JSONVerifier
+	Remote     Remote
+	Pusher     Pusher
+	Outbox     Outbox
+	Invites    Invites // nil: everybody takes invites
+	// Silenced says which local users may not take part at the moment, so that
+	// what they wanted to be sent later isn't; nil: nobody.
+	Silenced       func(ctx context.Context, user mxid.UserID) (bool, error)
+	DefaultVersion string // "12"
 	Log            *slog.Logger
 }
 

@@ -207,6 +207,16 @@ func (s *Service) Exists(ctx context.Context, u mxid.UserID) (bool, error) {
 	return err == nil && !a.Deactivated, err
 }
 
+// Silenced reports whether a user may not take part at the moment: locked or
+// suspended.
+func (s *Service) Silenced(ctx context.Context, u mxid.UserID) (bool, error) {
+	a, err := s.Account(ctx, u)
+	if errors.Is(err, storage.ErrNotFound) {
+		return false, nil
+	}
+	return a.Locked || a.Suspended, err
+}
+
 // SetAdmin makes a user an administrator of the server, or no longer one.
 func (s *Service) SetAdmin(ctx context.Context, u mxid.UserID, admin bool) error {
 	return s.changeAccount(ctx, u, func(row *accountRow) { row.Admin = admin })

@@ -190,7 +190,7 @@ func (n *Node) openServices(Options) error {
 	n.users.OnPushRulesChanged(n.pusher.Invalidate)
 	if n.rooms, err = room.New(room.Config{ServerName: n.cfg.ServerName, KV: n.kv, Commit: n.commit, Intern: n.intern, Vault: n.vault,
 		Clock: n.clk, Hub: n.hub, Signer: n.signer, Verifier: n.ring, Remote: n.client, Pusher: n.pusher, Outbox: n.sender,
-		Invites: n.users, DefaultVersion: n.cfg.DefaultRoomVersion, Log: n.log}); err != nil {
+		Invites: n.users, Silenced: n.users.Silenced, DefaultVersion: n.cfg.DefaultRoomVersion, Log: n.log}); err != nil {
 		return err
 	}
 	n.onClose(func() error { n.rooms.Close(); return nil })
