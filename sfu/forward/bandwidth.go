@@ -31,6 +31,7 @@ type sentPacket struct {
 	size  uint16
 	heard bool // feedback spoke of it
 	acked bool // and said that it came
+	again bool // it was lost and sent again under its number: tells nothing more
 	probe bool
 }
 
@@ -64,6 +65,22 @@ func (b *bandwidth) sent(n uint64, size int, now int64) {
 	if b.probe.running {
 		b.probe.count(size)
 	}
+}
+
+// again notes that the packet with the low bits n of its number is sent again
+// as it was, because it was lost.
+func (b *bandwidth) again(n uint16) {
+	if b.packets == nil {
+		return
+	}
+	if p := b.find(b.unwrap(n)); p != nil {
+		p.again = true
+	}
+}
+
+// unwrap finds the number near the newest with the low bits n.
+func (b *bandwidth) unwrap(n uint16) uint64 {
+	return b.newest + uint64(int64(int16(n-uint16(b.newest))))
 }
 
 // find returns what is known of packet n, nil if nothing.
@@ -107,7 +124,7 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 		return
 	}
 	b.heard = true
-	n := b.newest + uint64(int64(int16(r.base-uint16(b.newest))))
+	n := b.unwrap(r.base)
 	at := b.unwrapReference(r.reference) * 64 * millisecond
 	for ; ; n++ {
 		status, delta, ok := r.next()
@@ -128,7 +145,7 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 		rtt = defaultRTT
 	}
 	b.rate.update(b.delay.state, b.loss.excess() > lightLoss, b.acked.bitrate(), rtt, now)
-	next := b.loss.update(b.rate.bitrate, b.acked.bitrate(), rtt, now)
+	next := b.loss.update(b.rate.bitrate, b.acked.bitrate(), b.delay.queue(), rtt, now)
 	if next < b.rate.bitrate {
 		b.rate.fell, b.rate.raising = now, false
 	}
@@ -145,7 +162,7 @@ func (b *bandwidth) packet(n uint64, came bool, at int64) {
 		return
 	}
 	p.heard = true
-	if !came || p.acked {
+	if !came || p.acked || p.again {
 		return
 	}
 	p.acked = true

@@ -18,8 +18,8 @@ func narrow(t *testing.T, rate int, seconds int64, change func(c *call)) (*call,
 		if i%2 != 1 && i > 8 {
 			continue
 		}
-		t.Logf("%2d s: layer %d.%d estimate %d wanted %d loss %.2f excess %.2f futile %d state %d thr %.1f trend %.1f acked %d lost %d audio %d frames %d late %d pad %d queue %d",
-			i+1, l, tid, s.Estimate, s.Wanted, c.sub.bandwidth.loss.share, c.sub.bandwidth.loss.excess(), c.sub.bandwidth.loss.futile, c.sub.bandwidth.delay.state, c.sub.bandwidth.delay.threshold, c.sub.bandwidth.delay.trend,
+		t.Logf("%2d s: layer %d.%d estimate %d wanted %d loss %.2f excess %.2f queue %d state %d thr %.1f trend %.1f acked %d lost %d audio %d frames %d late %d pad %d queue %d",
+			i+1, l, tid, s.Estimate, s.Wanted, c.sub.bandwidth.loss.share, c.sub.bandwidth.loss.excess(), c.sub.bandwidth.delay.queue()/millisecond, c.sub.bandwidth.delay.state, c.sub.bandwidth.delay.threshold, c.sub.bandwidth.delay.trend,
 			c.sub.bandwidth.acked.bitrate(), c.down.lost, a.packets, v.played, v.latency/millisecond, s.Padding, c.sub.pacer.tail-c.sub.pacer.head)
 	}
 	return c, d, a, v

@@ -28,6 +28,8 @@ type delayEstimate struct {
 	overs     int
 	trend     float64
 	state     usage
+
+	offsets offsets
 }
 
 // packetGroup is a burst: packets sent within 5 ms.
@@ -58,6 +60,7 @@ func (e *delayEstimate) init() { e.threshold = firstThreshold }
 // packet takes the times when a packet was sent, and came by the clock of the
 // receiver.
 func (e *delayEstimate) packet(sent, came int64) {
+	e.offsets.add(came-sent, came)
 	g := &e.group
 	switch {
 	case !g.hasAnything:
@@ -162,6 +165,38 @@ func (e *delayEstimate) adapt(trend float64, at int64) {
 		k = adaptDown
 	}
 	e.threshold = min(max(e.threshold+k*(size-e.threshold)*elapsed, 6), 600)
+}
+
+// queue returns the delay that queues on the path added lately.
+func (e *delayEstimate) queue() int64 { return e.offsets.queue() }
+
+// offsets finds the least difference of receiver's and sender's time, over long
+// and short: what the latter has more is spent in queues.
+type offsets struct {
+	long, short [2]int64 // minima of the window before and of this one
+	since       [2]int64 // when this one began, long and short
+}
+
+const (
+	longWindow  = 10 * second
+	shortWindow = 200 * millisecond
+)
+
+func (o *offsets) add(v, at int64) {
+	if o.since[0] == 0 {
+		o.long, o.short, o.since = [2]int64{v, v}, [2]int64{v, v}, [2]int64{at, at}
+	}
+	if at-o.since[0] > longWindow {
+		o.long, o.since[0] = [2]int64{o.long[1], v}, at
+	}
+	if at-o.since[1] > shortWindow {
+		o.short, o.since[1] = [2]int64{o.short[1], v}, at
+	}
+	o.long[1], o.short[1] = min(o.long[1], v), min(o.short[1], v)
+}
+
+func (o *offsets) queue() int64 {
+	return min(o.short[0], o.short[1]) - min(o.long[0], o.long[1])
 }
 
 // throughput measures the rate at which packets come, by the receiver's clock,

@@ -166,6 +166,7 @@ func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now i
 		payload[0] = 1
 	}
 	if again {
+		s.bandwidth.again(e.transport)
 		s.extend(m, d, p, ring, e.transport, e.mid, now)
 		// As above: a packet that is not taken is a lost packet.
 		_ = s.sink.SendRTP(w.finish(), payload)
