@@ -21,7 +21,7 @@ var layers = map[string]int{
 	"storage/blob": 1, "storage/intern": 1, "storage/disk": 0, "storage/disk/simdisk": 0, "storage/storagetest": 1,
 	"internal/notify": 1, "internal/config": 1, "internal/portmux": 1,
 
-	"sfu/forward": 2, "sfu/transport": 2, "sfu/sdp": 2, "sfu/media": 3, "sfu/signal": 4, "sfu/sfutest": 3, "sfu/signal/wire": 4, "sfu/turn": 4, "clientapi/rtc": 4,
+	"sfu/forward": 2, "sfu/transport": 2, "sfu/sdp": 2, "sfu/media": 3, "sfu/signal": 4, "sfu/sfutest": 3, "sfu/signal/wire": 4, "sfu/turn": 4, "sfu/cascade": 4, "clientapi/rtc": 4,
 
 	"user": 2, "keys/e2e": 2, "federation/fedclient": 2,
 
