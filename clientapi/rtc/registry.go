@@ -45,10 +45,12 @@ type registry struct {
 	places map[key]*place
 	users  map[mxid.UserID]map[*place]struct{}
 	rooms  map[mxid.RoomID]map[*place]struct{}
+	calls  map[string]map[*place]struct{} // by alias
 }
 
 func newRegistry() *registry {
-	return &registry{places: map[key]*place{}, users: map[mxid.UserID]map[*place]struct{}{}, rooms: map[mxid.RoomID]map[*place]struct{}{}}
+	return &registry{places: map[key]*place{}, users: map[mxid.UserID]map[*place]struct{}{}, rooms: map[mxid.RoomID]map[*place]struct{}{},
+		calls: map[string]map[*place]struct{}{}}
 }
 
 // errFull answers when too many are in calls, or try to be.
@@ -74,6 +76,7 @@ func (g *registry) reserve(p place, now time.Time) (*place, error) {
 		g.places[p.key] = old
 		add(g.users, p.user, old)
 		add(g.rooms, p.room, old)
+		add(g.calls, p.alias, old)
 	}
 	if until := now.Add(keepFor); until.After(old.until) {
 		old.until = until
@@ -103,6 +106,7 @@ func (g *registry) dropLocked(p *place) {
 	delete(g.places, p.key)
 	drop(g.users, p.user, p)
 	drop(g.rooms, p.room, p)
+	drop(g.calls, p.alias, p)
 }
 
 // connect marks a participant as there; nil if there is no such place.
@@ -157,6 +161,16 @@ func (g *registry) sweep(now time.Time) (more bool) {
 		}
 	}
 	return len(g.places) > 0
+}
+
+// RoomOf is the room of a call that somebody has a place in.
+func (s *Service) RoomOf(alias string) (mxid.RoomID, bool) {
+	s.places.mu.Lock()
+	defer s.places.mu.Unlock()
+	for p := range s.places.calls[alias] {
+		return p.room, true
+	}
+	return "", false
 }
 
 // size is the number of places.

@@ -388,12 +388,15 @@ func TestPlacesAreBounded(t *testing.T) {
 		t.Errorf("somebody else: %d", r.status)
 	}
 	w.svc.Joined(alias(aRoom, "m.call#ROOM"), identity(alice, "PHONE", "7"))
+	if id, ok := w.svc.RoomOf(alias(aRoom, "m.call#ROOM")); !ok || id != aRoom {
+		t.Error("the room of a call isn't known")
+	}
 	w.clk.Advance(keepFor + time.Second)
 	w.until("the unused are forgotten", func() bool { w.clk.Advance(sweepTime); return w.svc.places.size() == 1 })
 	w.svc.Gone(alias(aRoom, "m.call#ROOM"), identity(alice, "PHONE", "7"), sfu.Left)
 	w.quiet()
 	w.until("all are forgotten", func() bool { w.clk.Advance(keepFor); return w.svc.places.size() == 0 })
-	if len(w.svc.places.users) != 0 || len(w.svc.places.rooms) != 0 {
+	if _, ok := w.svc.RoomOf(alias(aRoom, "m.call#ROOM")); ok || len(w.svc.places.users) != 0 || len(w.svc.places.rooms) != 0 || len(w.svc.places.calls) != 0 {
 		t.Error("something is left")
 	}
 }

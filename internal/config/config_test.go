@@ -44,6 +44,7 @@ func TestErrorsNameLineAndFix(t *testing.T) {
 		{"server_name = \"a.b\"\n[password]\nmin_length = 100000\n", "line 3: password.min_length: must be a number from 1 to 128"},
 		{"server_name = \"a.b\"\n[media]\nmax_upload = \"-1\"\n", "must be a size"},
 		{"server_name = \"a.b\"\n[tls]\nkey = \"k\"\n", "belong together"},
+		{"server_name = \"a.b\"\n[calls]\nturn = \"turn.example.org\"\n", "line 3: calls.turn: must be a host and port"},
 		{"server_name = \"a.b\"\n[listen]\nclient = \"\"\nhttps = \"\"\n", "nobody could connect"},
 		{"server_name = \"a.b\"\n[storage]\nengine = \"postgres\"\n", "storage.dsn is missing"},
 		{"server_name = \"a.b\"\n[federation]\nallow_networks = [\"10.0.0.0\"]\n", "not a network"},

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -168,6 +169,20 @@ func names(f func(*Config) *[]mxid.ServerName) func(*Config, value) error {
 
 // packets reads where packets are taken: "host:port", or ":port" for all
 // addresses of the machine.
+// hostPort takes "host:port", nothing, or one of the words.
+func hostPort(f func(*Config) *string, words ...string) func(*Config, value) error {
+	return func(c *Config, v value) error {
+		s, ok := v.(string)
+		host, port, err := net.SplitHostPort(s)
+		n, _ := strconv.ParseUint(port, 10, 16)
+		if !ok || s != "" && !slices.Contains(words, s) && (err != nil || host == "" || n == 0) {
+			return fmt.Errorf(`must be a host and port such as "turn.example.org:443", empty, or one of %q`, words)
+		}
+		*f(c) = s
+		return nil
+	}
+}
+
 func packets(f func(*Config) *netip.AddrPort) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		s, _ := v.(string)

@@ -3,12 +3,15 @@ package node
 import (
 	"context"
 	"net/http"
+	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"parley/sfu"
 	"parley/sfu/media"
 	"parley/sfu/signal"
 	"parley/sfu/transport"
+	"parley/sfu/turn"
 )
 
 // callsPath is where clients find the signalling of calls.
@@ -25,13 +28,20 @@ type calls struct {
 	handler http.Handler
 	// presence is told who takes part; nil tells nobody.
 	presence sfu.Presence
+	turn     *relays      // nil: no TURN
+	ice      *iceListener // nil: no ICE over TCP
 }
 
 // Token mints a token for a participant.
 func (c *calls) Token(g sfu.Grant) (string, error) { return c.tokens.Mint(g) }
 
 // Kick puts a participant out and revokes its tokens.
-func (c *calls) Kick(room, identity string) { c.server.Kick(room, identity) }
+func (c *calls) Kick(room, identity string) {
+	c.server.Kick(room, identity)
+	if c.turn != nil {
+		c.turn.Revoke(inCall(identity))
+	}
+}
 
 // Joined passes on that a participant has come.
 func (c *calls) Joined(room, identity string) {
@@ -52,15 +62,18 @@ func (n *Node) openCalls(Options) error {
 	if !n.cfg.Calls {
 		return nil
 	}
-	t, err := transport.Open(transport.Config{Listen: n.cfg.CallsUDP, Advertise: n.cfg.CallsAddresses, Clock: n.clk, Log: n.log})
+	c := &calls{tokens: signal.NewTokens(n.clk)}
+	t, err := n.openTransport(c)
 	if err != nil {
 		return err
 	}
-	n.onClose(func() error { t.Close(); return nil })
-	c := &calls{tokens: signal.NewTokens(n.clk)}
-	c.server = sfu.NewServer(sfu.Config{
+	cfg := sfu.Config{
 		Media:  sfu.NewMedia(media.NewEngine(media.Config{Transport: t, Log: n.log, Clock: n.clk})),
-		Tokens: c.tokens, Data: signal.Packets{}, Presence: c, Clock: n.clk, Log: n.log})
+		Tokens: c.tokens, Data: signal.Packets{}, Presence: c, Clock: n.clk, Log: n.log}
+	if c.turn != nil {
+		cfg.ICEServers = c.turn.iceServers
+	}
+	c.server = sfu.NewServer(cfg)
 	clients := signal.New(signal.Config{Server: c.server, Tokens: c.tokens, Version: Version, Clock: n.clk, Log: n.log})
 	n.onClose(func() error {
 		c.server.Close()
@@ -72,4 +85,30 @@ func (n *Node) openCalls(Options) error {
 	c.handler = http.StripPrefix(callsPath, clients)
 	n.calls = c
 	return nil
+}
+
+// openTransport opens the media port, with TURN beside it.
+func (n *Node) openTransport(c *calls) (*transport.Server, error) {
+	var relaying atomic.Pointer[turn.Server]
+	cfg := transport.Config{Listen: n.cfg.CallsUDP, Advertise: n.cfg.CallsAddresses, Clock: n.clk, Log: n.log,
+		Foreign: func(p []byte, from netip.AddrPort) {
+			if s := relaying.Load(); s != nil {
+				s.Packet(p, from)
+			}
+		}}
+	first := cfg.Advertise
+	if len(first) == 0 {
+		first = []netip.Addr{cfg.Listen.Addr()}
+	}
+	if port := n.httpsPort(first); port != 0 {
+		c.ice = newICEListener(port)
+		cfg.TCP = c.ice
+	}
+	t, err := transport.Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	n.onClose(func() error { t.Close(); return nil })
+	c.turn, err = n.openTURN(t, &relaying)
+	return t, err
 }

@@ -17,10 +17,12 @@ import (
 
 	"parley/admin"
 	"parley/clientapi"
+	"parley/clientapi/rtc"
 	"parley/clientapi/sync"
 	"parley/federation"
 	"parley/internal/config"
 	"parley/internal/mxid"
+	"parley/internal/portmux"
 	"parley/mediaapi"
 	"parley/storage"
 	"parley/storage/blob"
@@ -90,6 +92,9 @@ func (n *Node) openAPIs(Options) error {
 	}
 	if n.calls != nil {
 		e.GET(callsPath+"/*", echo.WrapHandler(n.calls.handler))
+		if err := n.openRTC(e); err != nil {
+			return err
+		}
 	}
 	n.handler = n.measured(e)
 	return nil
@@ -113,6 +118,12 @@ func (n *Node) clientConfig() clientapi.Config {
 		}}
 	if n.cfg.Federation {
 		c.Remote = n.client
+	}
+	if n.calls != nil {
+		c.Settings.CallTransports = rtc.Transports(n.publicURL())
+		if n.calls.turn != nil {
+			c.TURN = n.calls.turn.forUser
+		}
 	}
 	return c
 }
@@ -216,8 +227,9 @@ func (n *Node) serve(l *listener, h http.Handler) error {
 		if err != nil {
 			return errors.Join(err, l.net.Close())
 		}
-		l.srv.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}
-		start = func() error { return l.srv.ServeTLS(l.net, "", "") }
+		m := portmux.New(l.net, n.sharedPort(&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}))
+		l.srv.TLSConfig = m.ServerTLS()
+		start = func() error { return l.srv.Serve(m) }
 	}
 	go func() {
 		if err := start(); !errors.Is(err, http.ErrServerClosed) {
@@ -225,6 +237,18 @@ func (n *Node) serve(l *listener, h http.Handler) error {
 		}
 	}()
 	return nil
+}
+
+// sharedPort says who else has connections at the port of HTTPS.
+func (n *Node) sharedPort(conf *tls.Config) portmux.Options {
+	o := portmux.Options{TLS: conf, Timeout: readHeaderTimeout, Clock: n.clk}
+	if n.calls != nil && n.calls.turn != nil {
+		o.TURN = n.calls.turn.Serve
+	}
+	if n.calls != nil && n.calls.ice != nil {
+		o.ICE = n.calls.ice.put
+	}
+	return o
 }
 
 // certificate is the configured one, or a self-signed one made at first use.
