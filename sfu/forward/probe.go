@@ -75,9 +75,10 @@ func (c *probeCluster) tick(now int64) {
 	}
 }
 
-// result returns what got through, bit/s, once most of the cluster has come.
-func (c *probeCluster) result() (rate int, ok bool) {
-	if !c.waiting || float64(c.arrived) < probeArrivals*float64(c.packets) || c.last-c.first < minProbeBursts || c.lastCame <= c.firstCame {
+// result returns what got through, bit/s, once most of the cluster has come
+// that usual loss leaves.
+func (c *probeCluster) result(loss float64) (rate int, ok bool) {
+	if !c.waiting || float64(c.arrived) < probeArrivals*(1-loss)*float64(c.packets) || c.last-c.first < minProbeBursts || c.lastCame <= c.firstCame {
 		return 0, false
 	}
 	sent := int64(c.bytes) * 8 * second / (c.last - c.first)
@@ -91,7 +92,7 @@ func (c *probeCluster) result() (rate int, ok bool) {
 // probed takes the result of a cluster.
 func (b *bandwidth) probed(now int64) {
 	c := &b.probe
-	rate, ok := c.result()
+	rate, ok := c.result(b.loss.inherent)
 	if !ok {
 		return
 	}
