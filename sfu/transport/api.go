@@ -52,6 +52,9 @@ type Remote struct {
 	// Active is set when the client takes the role of DTLS client
 	// (a=setup:active); otherwise the server starts the handshake.
 	Active bool
+	// Link is set when the peer is a server, which sends the media of many:
+	// it may use 16 times as many SSRCs as a client.
+	Link bool
 }
 
 // State of a Conn. A Conn only moves forward: New, Connecting, Connected, then
@@ -104,7 +107,9 @@ var (
 	ErrTooLarge = errors.New("transport: packet too large")
 	// ErrReused is returned for an RTP packet whose sequence number was
 	// used before on its SSRC, or is too old to tell: sealing it could use
-	// a nonce twice.
+	// a nonce twice. One of the last 128 packets of an SSRC may be sent
+	// again if not a bit of it has changed; the first such try on an SSRC
+	// fails, as from then on it is remembered what was sent.
 	ErrReused = errors.New("transport: sequence number was used before")
 	// ErrBusy is returned by SendMessage while too much waits to be sent.
 	ErrBusy = errors.New("transport: data channel buffer is full")

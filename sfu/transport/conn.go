@@ -35,6 +35,7 @@ type Conn struct {
 	remoteMAC       hash.Hash // nil when the client's password isn't known
 	roundTrip       time.Duration
 	active          bool // the peer is the DTLS client
+	link            bool // the peer is a server
 	controlling     bool // we send the checks that nominate
 	deadline        int64
 
@@ -150,7 +151,7 @@ func (c *Conn) SetRemote(r Remote) error {
 	if c.remoteSet {
 		return nil
 	}
-	c.remoteSet, c.want, c.active = true, want, r.Active
+	c.remoteSet, c.want, c.active, c.link = true, want, r.Active, r.Link
 	c.deadline = c.shard.now + int64(connectTimeout)
 	early := c.early
 	c.early = nil

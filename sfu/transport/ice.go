@@ -210,7 +210,9 @@ func (c *Conn) pathFor(src *source) *path {
 			}
 			return p
 		}
-		// The address belongs to this client now.
+		if p.tcp != nil || p.proven && s.now-p.heard < int64(silentTime) {
+			return nil // somebody else's, who is there
+		}
 		p.conn.dropPath(p)
 	}
 	if len(c.paths) >= maxPaths && !c.dropOldest() {

@@ -58,6 +58,9 @@ func (c *Conn) finish(ses *session, err error) {
 	c.shard.counters.handshakes++
 	c.handshake = nil
 	c.records, c.final, c.send, c.get = ses.records, ses.final, ses.send, ses.get
+	if c.link {
+		c.get.limit = maxSSRCs
+	}
 	c.heard = c.shard.now
 	if p := c.selected; p != nil && !p.proven {
 		// The whole handshake went there, or we ask.

@@ -165,7 +165,8 @@ func (x *srtpContext) rtcpNonce(ssrc, index uint32) []byte {
 	return iv[:]
 }
 
-// sealRTP writes the sealed packet into dst, whose capacity is enough.
+// sealRTP writes the sealed packet into dst, whose capacity is enough. A number
+// that was used before is only sealed again for the very same packet.
 func (x *srtpContext) sealRTP(dst, header, payload []byte) ([]byte, error) {
 	n := rtpHeaderLen(header)
 	if n == 0 || n != len(header) {
@@ -180,19 +181,37 @@ func (x *srtpContext) sealRTP(dst, header, payload []byte) ([]byte, error) {
 		x.windows[ssrc] = w
 	}
 	index, ok := w.index(rtpSeq(header))
-	if !ok || !w.fresh(index) {
+	if !ok {
 		return nil, ErrReused
 	}
 	if index>>48 != 0 {
 		return nil, errKeyEnded
 	}
-	w.use(index)
-	dst = append(dst[:0], header...)
+	fresh := w.fresh(index)
+	if fresh {
+		w.use(index)
+	}
+	dst, err := x.encryptRTP(append(dst[:0], header...), payload, ssrc, index)
+	switch {
+	case err != nil:
+		return nil, err
+	case fresh:
+		w.note(index, dst)
+	case !w.repeats(index, dst):
+		// Another packet under the same nonce: it must not be seen.
+		clear(dst)
+		return nil, ErrReused
+	}
+	return dst, nil
+}
+
+// encryptRTP seals payload behind the header that stands in dst.
+func (x *srtpContext) encryptRTP(dst, payload []byte, ssrc uint32, index uint64) ([]byte, error) {
 	if x.cm != nil {
-		x.cmSpare = append(append(x.cmSpare[:0], header...), payload...)
+		x.cmSpare = append(append(x.cmSpare[:0], dst...), payload...)
 		return x.cm.EncryptRTP(dst, x.cmSpare, nil)
 	}
-	return x.rtp.Seal(dst, x.rtpNonce(ssrc, index), payload, dst[:n]), nil
+	return x.rtp.Seal(dst, x.rtpNonce(ssrc, index), payload, dst), nil
 }
 
 // openRTP decrypts b in place.

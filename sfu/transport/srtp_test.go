@@ -188,3 +188,40 @@ func TestSeqWindow(t *testing.T) {
 		}
 	}
 }
+
+// TestRepeats holds that a packet can be repeated as it was, and never with
+// another content under the same nonce.
+func TestRepeats(t *testing.T) {
+	for _, p := range profiles() {
+		t.Run(profileName(p), func(t *testing.T) {
+			x := ourContext(t, p)
+			seal := func(seq uint16, payload string) (string, error) {
+				b, err := x.sealRTP(make([]byte, 0, sendSlot), rtpHeader(5, seq), []byte(payload))
+				return string(b), err
+			}
+			if _, err := seal(1, "first"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := seal(1, "first"); err != ErrReused {
+				t.Fatalf("the first repetition: %v", err)
+			}
+			sent := map[uint16]string{}
+			for seq := uint16(2); seq < 500; seq++ {
+				b, err := seal(seq, "payload")
+				if err != nil {
+					t.Fatal(err)
+				}
+				sent[seq] = b
+			}
+			for seq := uint16(300); seq < 500; seq++ {
+				if _, err := seal(seq, "PAYLOAD"); err != ErrReused {
+					t.Fatalf("another packet %d: %v", seq, err)
+				}
+				b, err := seal(seq, "payload")
+				if recent := seq >= 500-repeatable; recent && (err != nil || b != sent[seq]) || !recent && err != ErrReused {
+					t.Fatalf("packet %d again: %v", seq, err)
+				}
+			}
+		})
+	}
+}

@@ -3,6 +3,7 @@ package transport
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -177,9 +178,7 @@ func TestBrowserMedia(t *testing.T) {
 				b.negotiate(srv, c, setup, false)
 				r.untilState(t, StateConnected)
 				b.exchange(c, r, 100)
-				if r.drained == 0 {
-					t.Error("HandleDrained was not called")
-				}
+				r.until(t, "HandleDrained", func() bool { return r.drained > 0 })
 			}
 		})
 	}
@@ -289,13 +288,11 @@ func TestBrowserData(t *testing.T) {
 	b.negotiate(srv, c, "passive", false)
 	r.until(t, "messages", func() bool { return len(r.messages) == 6 })
 	for _, want := range []received{{"_reliable", "text on _reliable", false}, {"_lossy", "bytes on _lossy", true}, {"_lossy", "", true}} {
-		found := false
-		for _, m := range r.messages {
-			found = found || m == want
-		}
-		if !found {
-			t.Errorf("message %+v is missing in %+v", want, r.messages)
-		}
+		r.note(func() {
+			if !slices.Contains(r.messages, want) {
+				t.Errorf("message %+v is missing in %+v", want, r.messages)
+			}
+		})
 	}
 	large := strings.Repeat("x", MaxMessage)
 	for _, m := range []received{{"_reliable", "back", false}, {"_lossy", "lossy back", true}, {"_reliable", large, true}, {"_data_track", "track", true}, {"_reliable", "", true}} {

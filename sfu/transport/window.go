@@ -1,5 +1,7 @@
 package transport
 
+import "encoding/binary"
+
 const (
 	windowSize  = 1024 // packets that a packet may be late
 	windowWords = windowSize / 64
@@ -12,7 +14,35 @@ type seqWindow struct {
 	top     uint64 // highest index so far
 	started bool
 	bits    [windowWords]uint64
+	tags    []sentTag // of a sender that was asked to repeat packets
 }
+
+// repeatable is how many of the last packets of an SSRC can be sent again as
+// they were.
+const repeatable = 128
+
+// sentTag is the end of a sealed packet's authentication tag: two packets with
+// the same nonce and tag are the same packet.
+type sentTag struct{ index, tag uint64 }
+
+// note keeps the tag of a packet that is sent for the first time.
+func (w *seqWindow) note(index uint64, sealed []byte) {
+	if w.tags != nil {
+		w.tags[index%repeatable] = sentTag{index, tagOf(sealed)}
+	}
+}
+
+// repeats reports whether sealed is what was sent with this index before. The
+// first question on an SSRC makes it keep tags from then on.
+func (w *seqWindow) repeats(index uint64, sealed []byte) bool {
+	if w.tags == nil {
+		w.tags = make([]sentTag, repeatable)
+		return false
+	}
+	return w.tags[index%repeatable] == sentTag{index, tagOf(sealed)}
+}
+
+func tagOf(sealed []byte) uint64 { return binary.BigEndian.Uint64(sealed[len(sealed)-8:]) }
 
 // index extends a sequence number to the index nearest to the highest so far.
 // It fails for a number from before the start.
