@@ -24,7 +24,7 @@ const (
 	keepMargin  = 0.9               // a running layer may exceed its share by so much
 	lastMargin  = 0.7               // the same for the least layer
 	raiseAfter  = 2 * second        // between a fall and the next raise
-	raiseAtMost = 30 * second       // the same after raises that did not hold
+	raiseAtMost = 12 * second       // the same after raises that did not hold
 	raiseHolds  = 10 * second       // a raise that lasts so long was right
 	settle      = 500 * millisecond // between two raises
 )
@@ -270,6 +270,9 @@ func (d *DownTrack) climb(left int, now int64) int {
 	need, hold := float64(cost)*keepMargin, d.sub.hold
 	if next == 0 {
 		need, hold = float64(cost)*lastMargin, raiseAfter
+		if d.grant.layer >= 0 && !d.sub.bandwidth.full(now) {
+			need = 0 // an estimate alone stops no picture
+		}
 	}
 	if d.ladder[next].step.above(d.grant) {
 		need = float64(cost) * raiseMargin
@@ -317,6 +320,8 @@ func (d *DownTrack) apply(now int64) {
 // much, and the next waits longer.
 func (s *Subscriber) fell(now int64) {
 	switch {
+	case !s.bandwidth.full(now):
+		s.hold = raiseAfter
 	case s.raisedAt != 0 && s.raisedAt > s.fellAt && now-s.raisedAt < raiseHolds:
 		s.hold = min(max(2*s.hold, raiseAfter), raiseAtMost)
 	case now-s.fellAt > s.hold:

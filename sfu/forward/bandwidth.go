@@ -17,6 +17,7 @@ type bandwidth struct {
 	accounted uint64 // losses up to here are counted
 	reference int64  // time base of the last feedback, in 64 ms, unwrapped
 
+	seen  int64 // when the path was last seen congested; 0 never
 	delay delayEstimate
 	acked throughput
 	rate  rateControl
@@ -144,16 +145,30 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 	if rtt == 0 {
 		rtt = defaultRTT
 	}
-	b.rate.update(b.delay.state, b.loss.excess() > lightLoss, b.acked.bitrate(), rtt, now)
-	next := b.loss.update(b.rate.bitrate, b.acked.bitrate(), b.delay.queue(), rtt, now)
+	queue := b.delay.queue()
+	lossy := b.loss.excess() > lightLoss
+	b.rate.update(b.delay.state, lossy, b.congested(), b.acked.bitrate(), rtt, now)
+	next := b.loss.update(b.rate.bitrate, b.acked.bitrate(), queue, rtt, now)
 	if next < b.rate.bitrate {
-		b.rate.fell, b.rate.raising = now, false
+		b.rate.fell, b.rate.raising, b.rate.before = now, false, 0
 	}
 	b.rate.bitrate = min(max(next, minBitrate), b.most)
 	if b.rate.fell == now {
 		b.probe.backoff, b.probe.next = 0, max(b.probe.next, now+probeEvery)
 	}
+	if b.congested() {
+		b.seen = now
+	}
 }
+
+// congested reports whether there is more than a trend to show that the path is
+// full: packets wait in a queue all the time, or are lost.
+func (b *bandwidth) congested() bool {
+	return b.delay.queue() > filledQueue || b.loss.excess() > heavyLoss
+}
+
+// full reports whether the path was congested lately.
+func (b *bandwidth) full(now int64) bool { return b.seen != 0 && now-b.seen < second }
 
 // packet takes what is said about packet n.
 func (b *bandwidth) packet(n uint64, came bool, at int64) {

@@ -179,7 +179,7 @@ type offsets struct {
 
 const (
 	longWindow  = 10 * second
-	shortWindow = 200 * millisecond
+	shortWindow = 100 * millisecond
 )
 
 func (o *offsets) add(v, at int64) {
@@ -199,8 +199,7 @@ func (o *offsets) queue() int64 {
 	return min(o.short[0], o.short[1]) - min(o.long[0], o.long[1])
 }
 
-// throughput measures the rate at which packets come, by the receiver's clock,
-// over the last half second.
+// throughput measures the rate at which packets come, by the receiver's clock.
 type throughput struct {
 	buckets [throughputBuckets]int // bytes
 	newest  int64                  // index of the newest bucket, since zero time
@@ -208,7 +207,7 @@ type throughput struct {
 }
 
 const (
-	throughputBuckets = 10
+	throughputBuckets = 20
 	bucketTime        = 50 * millisecond
 )
 
@@ -224,14 +223,22 @@ func (t *throughput) add(size int, at int64) {
 	t.buckets[i%throughputBuckets] += size
 }
 
-// bitrate returns the rate, bit/s, 0 while it is not known.
+// bitrate returns the rate, bit/s, 0 while it is not known: that of the last
+// half second or of the last second, whichever is higher, for a receiver that
+// stalls for a moment has no less bandwidth.
 func (t *throughput) bitrate() int {
-	n := min(t.newest-t.first, throughputBuckets-1)
+	return max(t.over(throughputBuckets/2), t.over(throughputBuckets-1))
+}
+
+// over returns the rate over the last n buckets but the newest, which is not
+// complete.
+func (t *throughput) over(n int64) int {
+	n = min(t.newest-t.first, n)
 	if n < 3 {
 		return 0
 	}
 	sum := 0
-	for i := int64(1); i <= n; i++ { // without the newest, which is not complete
+	for i := int64(1); i <= n; i++ {
 		sum += t.buckets[(t.newest-i)%throughputBuckets]
 	}
 	return int(int64(sum) * 8 * second / (n * bucketTime))

@@ -247,8 +247,12 @@ func (d *DownTrack) enter(s *stream, live *slot, now int64) bool {
 	}
 	shift, ahead := d.align(s, p)
 	if ahead <= 0 {
-		if live == nil || -ahead > units(second/2, s.hertz) {
+		if live == nil {
 			return false
+		}
+		if -ahead > units(second/2, s.hertz) {
+			ahead = 0 // it can't be so old: it has just come
+			shift = d.ts - p.ts
 		}
 		shift += uint32(1 - ahead)
 	}

@@ -12,7 +12,6 @@ import (
 // time, pipes that lose, delay and reorder packets, a sender that behaves like
 // a browser's and a receiver that plays what it gets.
 
-
 type event struct {
 	at  int64
 	seq int
