@@ -74,7 +74,7 @@ func (n *Node) openCalls(Options) error {
 		cfg.ICEServers = c.turn.iceServers
 	}
 	c.server = sfu.NewServer(cfg)
-	clients := signal.New(signal.Config{Server: c.server, Tokens: c.tokens, Version: Version, Clock: n.clk, Log: n.log})
+	clients := signal.New(signal.Config{Server: c.server, Tokens: c.tokens, Clock: n.clk, Log: n.log})
 	n.onClose(func() error {
 		c.server.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), goodbye)

@@ -12,10 +12,13 @@ import (
 // What clients are told about this server.
 const (
 	protocolVersion = 16
-	emptyTimeout    = 300 // s
-	departTimeout   = 20  // s
-	pingInterval    = 5   // s
-	pingTimeout     = 15  // s
+	// compatible is the release of LiveKit whose protocol this is: clients turn
+	// features on by it.
+	compatible    = "1.11.0"
+	emptyTimeout  = 300 // s
+	departTimeout = 20  // s
+	pingInterval  = 5   // s
+	pingTimeout   = 15  // s
 )
 
 // codecs that can be published.

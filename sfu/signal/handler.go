@@ -21,10 +21,8 @@ import (
 type Config struct {
 	Server *sfu.Server
 	Tokens *Tokens
-	// Version of the program, told to clients.
-	Version string
-	Clock   clock.Clock
-	Log     *slog.Logger
+	Clock  clock.Clock
+	Log    *slog.Logger
 }
 
 // Handler serves the signalling endpoints below the path where it is mounted:
@@ -39,7 +37,7 @@ type Handler struct {
 // New makes a handler.
 func New(cfg Config) *Handler {
 	h := &Handler{cfg: cfg, mux: http.NewServeMux(),
-		server: &wire.ServerInfo{Version: cfg.Version, Protocol: protocolVersion, NodeId: "ND_parley"}}
+		server: &wire.ServerInfo{Version: compatible, Protocol: protocolVersion, NodeId: "ND_parley"}}
 	h.mux.HandleFunc("GET /rtc/v1", func(w http.ResponseWriter, r *http.Request) { h.connect(w, r, true) })
 	h.mux.HandleFunc("GET /rtc", func(w http.ResponseWriter, r *http.Request) { h.connect(w, r, false) })
 	h.mux.HandleFunc("GET /rtc/v1/validate", func(w http.ResponseWriter, r *http.Request) { h.validate(w, r, true) })

@@ -45,7 +45,7 @@ func newWorld(t *testing.T) *world {
 	w.tokens = signal.NewTokens(w.clk)
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	w.server = sfu.NewServer(sfu.Config{Media: w.media, Tokens: w.tokens, Data: signal.Packets{}, Clock: w.clk, Log: log})
-	w.http = httptest.NewServer(http.StripPrefix("/base", signal.New(signal.Config{Server: w.server, Tokens: w.tokens, Version: "0", Clock: w.clk, Log: log})))
+	w.http = httptest.NewServer(http.StripPrefix("/base", signal.New(signal.Config{Server: w.server, Tokens: w.tokens, Clock: w.clk, Log: log})))
 	t.Cleanup(w.http.Close)
 	t.Cleanup(w.server.Close)
 	return w
