@@ -37,8 +37,9 @@ type Config struct {
 	Keys       *e2e.Service
 	Sync       *csync.Handler
 	Remote     Remote // nil: federation is off
-	// TURN makes credentials for a user's one-to-one calls; nil: no TURN.
-	TURN     func(mxid.UserID) TURNServer
+	// TURN makes credentials for the one-to-one calls of a user's device; nil:
+	// no TURN.
+	TURN     func(mxid.UserID, mxid.DeviceID) TURNServer
 	Clock    clock.Clock
 	Log      *slog.Logger
 	Settings Settings

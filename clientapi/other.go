@@ -17,7 +17,7 @@ func (a *API) turnServer(r *request) (any, error) {
 	if a.cfg.TURN == nil {
 		return nil, nil
 	}
-	return a.cfg.TURN(r.User), nil
+	return a.cfg.TURN(r.User, r.Device), nil
 }
 
 // thirdPartyProtocols is GET /thirdparty/protocols: there are no bridges.

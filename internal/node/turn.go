@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"parley/sfu"
 	"parley/sfu/transport"
 	"parley/sfu/turn"
+	"parley/storage"
 	"parley/storage/intern"
 )
 
@@ -46,6 +48,7 @@ func (n *Node) openRTC(e *echo.Echo) error {
 	n.users.OnDevicesRemoved(s.DevicesRemoved)
 	n.users.OnDeactivated(s.Deactivated)
 	if n.calls.turn != nil {
+		n.users.OnDevicesRemoved(n.calls.turn.loggedOut)
 		n.users.OnDeactivated(n.calls.turn.deactivated)
 	}
 	return nil
@@ -81,7 +84,7 @@ func (n *Node) openTURN(t *transport.Server, foreign *atomic.Pointer[turn.Server
 			continue
 		}
 		cfg.SFU = append(cfg.SFU, turn.Endpoint{Public: c.Addr, Local: netip.AddrPortFrom(local, c.Addr.Port())})
-		if !hasFamily(cfg.Addresses, a) {
+		if !slices.ContainsFunc(cfg.Addresses, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
 			cfg.Addresses = append(cfg.Addresses, a)
 			r.datagrams = append(r.datagrams, "turn:"+c.Addr.String()+"?transport=udp")
 		}
@@ -97,15 +100,6 @@ func (n *Node) openTURN(t *transport.Server, foreign *atomic.Pointer[turn.Server
 	n.onClose(r.Close)
 	r.streams, err = n.streamURLs(cfg.Addresses)
 	return r, err
-}
-
-func hasFamily(in []netip.Addr, a netip.Addr) bool {
-	for _, b := range in {
-		if a.Is4() == b.Is4() {
-			return true
-		}
-	}
-	return false
 }
 
 // ownNetworks are the networks that this machine is in.
@@ -184,21 +178,36 @@ func (r *relays) iceServers(identity string) []sfu.ICEServer {
 	if len(urls) == 0 {
 		urls = r.datagrams
 	}
-	c := r.Credentials(inCall(identity), turn.Calls)
+	c := r.Credentials(inCall(identity), inCall(identity), turn.Calls)
 	return []sfu.ICEServer{{URLs: urls, Username: c.Username, Credential: c.Password}}
 }
 
-// inCall and oneToOne name whose relays they are.
+// inCall, oneToOne and deviceOf name whose relays they are.
 func inCall(identity string) string    { return "call " + identity }
 func oneToOne(user mxid.UserID) string { return "user " + string(user) }
+func deviceOf(user mxid.UserID, d mxid.DeviceID) string {
+	return "device " + string(user) + " " + string(d)
+}
 
 // forUser are the relays of a user's one-to-one calls.
-func (r *relays) forUser(u mxid.UserID) clientapi.TURNServer {
-	c := r.Credentials(oneToOne(u), turn.Peers)
+func (r *relays) forUser(u mxid.UserID, d mxid.DeviceID) clientapi.TURNServer {
+	c := r.Credentials(oneToOne(u), deviceOf(u, d), turn.Peers)
 	return clientapi.TURNServer{URIs: append(append([]string{}, r.datagrams...), r.streams...), Username: c.Username, Password: c.Password,
 		TTL: int64(turn.Lifetime.Seconds())}
 }
 
+// loggedOut ends the relays of devices, once they are gone.
+func (r *relays) loggedOut(tx *storage.Tx, u mxid.UserID, _ intern.UID, devices []mxid.DeviceID) error {
+	gone := slices.Clone(devices)
+	tx.AfterHead(func() {
+		for _, d := range gone {
+			r.Revoke(deviceOf(u, d))
+		}
+	})
+	return nil
+}
+
+// deactivated ends the relays of an account.
 func (r *relays) deactivated(_ context.Context, u mxid.UserID, _ intern.UID, _ bool) error {
 	r.Revoke(oneToOne(u))
 	return nil

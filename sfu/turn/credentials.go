@@ -38,18 +38,38 @@ type Credentials struct {
 }
 
 // subject is a keyed hash of whom credentials are for. The key changes with
-// each start, and the table of subjects has those with relays only.
+// each start.
 type subject [16]byte
+
+// owner is whom relays belong to.
+type owner struct {
+	reach   Reach
+	account subject // shares a quota
+	holder  subject // one device of the account
+}
 
 // claims are what a user name says, once opened.
 type claims struct {
 	issued time.Time // to the millisecond
-	reach  Reach
-	who    subject
+	owner
 }
 
-// claims as bytes: time of issue 6, reach 1, subject 16.
-const claimsSize = 6 + 1 + len(subject{})
+// claims as bytes: time of issue 6, owner.
+const (
+	ownerSize  = 1 + 2*len(subject{})
+	claimsSize = 6 + ownerSize
+)
+
+func (o owner) append(b []byte) []byte {
+	return append(append(append(b, byte(o.reach)), o.account[:]...), o.holder[:]...)
+}
+
+func readOwner(b []byte) (owner, bool) {
+	if len(b) != ownerSize {
+		return owner{}, false
+	}
+	return owner{Reach(b[0]), subject(b[1:17]), subject(b[17:])}, true
+}
 
 // minter makes and opens credentials under keys that live as long as the
 // process.
@@ -85,13 +105,10 @@ func (m *minter) hash(what, s string) []byte {
 func (m *minter) subject(name string) subject { return subject(m.hash("subject", name)[:16]) }
 
 // mint makes credentials.
-func (m *minter) mint(who string, reach Reach, now time.Time) Credentials {
-	var plain [claimsSize]byte
-	binary.BigEndian.PutUint64(plain[:8], uint64(now.UnixMilli())<<16) // six bytes
-	plain[6] = byte(reach)
-	s := m.subject(who)
-	copy(plain[7:], s[:])
-	name := base64.RawURLEncoding.EncodeToString(m.aead.Seal(nil, nil, plain[:], nil))
+func (m *minter) mint(account, holder string, reach Reach, now time.Time) Credentials {
+	plain := binary.BigEndian.AppendUint64(nil, uint64(now.UnixMilli())<<16)[:6]
+	plain = owner{reach, m.subject(account), m.subject(holder)}.append(plain)
+	name := base64.RawURLEncoding.EncodeToString(m.aead.Seal(nil, nil, plain, nil))
 	return Credentials{Username: name, Password: m.password(name), Expires: now.Add(Lifetime)}
 }
 
@@ -115,6 +132,7 @@ func (m *minter) open(username string) (claims, error) {
 	if err != nil || len(b) != claimsSize {
 		return claims{}, errCredentials
 	}
+	o, _ := readOwner(b[6:])
 	ms := int64(binary.BigEndian.Uint64(b[:8]) >> 16)
-	return claims{issued: time.UnixMilli(ms), reach: Reach(b[6]), who: subject(b[7:])}, nil
+	return claims{issued: time.UnixMilli(ms), owner: o}, nil
 }

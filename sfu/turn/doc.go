@@ -6,8 +6,8 @@
 // TCP on the port of HTTPS (Serve, behind internal/portmux), over UDP on the
 // port of the SFU (Packet, behind sfu/transport). Relay sockets take a free
 // port each, but nothing has to be let in from outside: those of calls talk
-// with the SFU on the same machine only, and are bound to an address that
-// nobody else reaches; those of one-to-one calls send first, which opens the
+// with the SFU on the same machine only, over loopback where that is possible;
+// those of one-to-one calls send first, which opens the
 // way back through a firewall that keeps state.
 //
 // What a relay may reach is decided for each packet, by address and port, and

@@ -38,9 +38,8 @@ type account struct {
 // clients and pion/turn see those that the world knows.
 type relay struct {
 	*net.UDPConn
+	owner
 	srv    *Server
-	who    subject
-	reach  Reach
 	addr   netip.AddrPort // as clients know it
 	acc    *account
 	grants *rate.Limiter
@@ -59,20 +58,20 @@ var (
 )
 
 // newRelay opens a socket for an allocation.
-func (s *Server) newRelay(network string, c claims) (*relay, error) {
+func (s *Server) newRelay(network string, o owner) (*relay, error) {
 	addr, ok := s.relayAddress(network)
 	if !ok {
 		return nil, errNoAddress
 	}
 	at := &net.UDPAddr{}
-	if c.reach == Calls {
+	if o.reach == Calls {
 		local, ok := s.localFor(addr)
 		if !ok {
 			return nil, errNoAddress
 		}
 		at.IP = local.AsSlice()
 	}
-	r := &relay{srv: s, who: c.who, reach: c.reach, grants: rate.NewLimiter(grantsPerSecond, grantBurst),
+	r := &relay{srv: s, owner: o, grants: rate.NewLimiter(grantsPerSecond, grantBurst),
 		peers: map[netip.Addr]struct{}{}, known: map[netip.AddrPort]netip.AddrPort{}}
 	if err := s.reserve(r); err != nil {
 		return nil, err
@@ -219,11 +218,11 @@ func (generator) Validate() error { return nil }
 
 // AllocatePacketConn opens the relay of an allocation.
 func (g generator) AllocatePacketConn(c pion.AllocateListenerConfig) (net.PacketConn, net.Addr, error) {
-	who, ok := parseUserID(c.UserID)
+	o, ok := readOwner([]byte(c.UserID))
 	if !ok || c.RequestedPort != 0 { // EVEN-PORT and RESERVATION-TOKEN
 		return nil, nil, errNoRelay
 	}
-	r, err := g.srv.newRelay(c.Network, who)
+	r, err := g.srv.newRelay(c.Network, o)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -114,16 +114,16 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Credentials makes credentials for somebody. who is any name for them; the
-// same name shares its quota and is revoked together.
-func (s *Server) Credentials(who string, reach Reach) Credentials {
-	return s.minter.mint(who, reach, s.cfg.Clock.Now())
+// Credentials makes credentials for somebody. account and holder are any names
+// for them: an account shares a quota, and both can be revoked.
+func (s *Server) Credentials(account, holder string, reach Reach) Credentials {
+	return s.minter.mint(account, holder, reach, s.cfg.Clock.Now())
 }
 
-// Revoke ends somebody's relays, and makes the credentials that they have
-// worthless.
-func (s *Server) Revoke(who string) {
-	sub, now := s.minter.subject(who), s.cfg.Clock.Now()
+// Revoke ends the relays of an account or a holder, and makes the credentials
+// that they have worthless.
+func (s *Server) Revoke(name string) {
+	sub, now := s.minter.subject(name), s.cfg.Clock.Now()
 	s.mu.Lock()
 	for old, at := range s.revoked {
 		if now.Sub(at) > Lifetime {
@@ -132,8 +132,8 @@ func (s *Server) Revoke(who string) {
 	}
 	s.revoked[sub] = now
 	var open []*relay
-	if a := s.accounts[sub]; a != nil {
-		for r := range a.relays {
+	for _, r := range s.ports {
+		if r.account == sub || r.holder == sub {
 			open = append(open, r)
 		}
 	}
@@ -151,7 +151,7 @@ func (s *Server) Relays() int {
 }
 
 // authenticate finds the key of a request's user name. The user ID that it
-// gives pion/turn is the reach and the subject.
+// gives pion/turn is the owner.
 func (s *Server) authenticate(ra *pion.RequestAttributes) (userID string, key []byte, ok bool) {
 	if ra.Realm != realm {
 		return "", nil, false
@@ -164,32 +164,29 @@ func (s *Server) authenticate(ra *pion.RequestAttributes) (userID string, key []
 	if age > keepFor || ra.Method == stun.MethodAllocate && age > Lifetime || s.isRevoked(c) {
 		return "", nil, false
 	}
-	return string(append([]byte{byte(c.reach)}, c.who[:]...)), pion.GenerateAuthKey(ra.Username, ra.Realm, s.minter.password(ra.Username)), true
-}
-
-func parseUserID(s string) (claims, bool) {
-	if len(s) != 1+len(subject{}) {
-		return claims{}, false
-	}
-	return claims{reach: Reach(s[0]), who: subject([]byte(s[1:]))}, true
+	return string(c.owner.append(nil)), pion.GenerateAuthKey(ra.Username, ra.Realm, s.minter.password(ra.Username)), true
 }
 
 func (s *Server) isRevoked(c claims) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, ok := s.revoked[c.who]
-	return ok && !c.issued.After(at)
+	for _, name := range []subject{c.account, c.holder} {
+		if at, ok := s.revoked[name]; ok && !c.issued.After(at) {
+			return true
+		}
+	}
+	return false
 }
 
 // quota answers early what reserve decides.
 func (s *Server) quota(userID, _ string, _ net.Addr) bool {
-	c, ok := parseUserID(userID)
+	o, ok := readOwner([]byte(userID))
 	if !ok {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.accounts[c.who]
+	a := s.accounts[o.account]
 	return s.count < maxRelays && (a == nil || len(a.relays) < maxOwn)
 }
 
@@ -197,13 +194,13 @@ func (s *Server) quota(userID, _ string, _ net.Addr) bool {
 func (s *Server) reserve(r *relay) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.accounts[r.who]
+	a := s.accounts[r.account]
 	if s.closed || s.count >= maxRelays || a != nil && len(a.relays) >= maxOwn {
 		return errFull
 	}
 	if a == nil {
 		a = &account{relays: map[*relay]struct{}{}, bytes: rate.NewLimiter(bytesPerSecond, burstBytes)}
-		s.accounts[r.who] = a
+		s.accounts[r.account] = a
 	}
 	a.relays[r] = struct{}{}
 	r.acc = a
@@ -241,7 +238,7 @@ func (s *Server) forget(r *relay) client {
 	s.count--
 	delete(r.acc.relays, r)
 	if len(r.acc.relays) == 0 {
-		delete(s.accounts, r.who)
+		delete(s.accounts, r.account)
 	}
 	if s.ports[r.addr] == r {
 		delete(s.ports, r.addr)

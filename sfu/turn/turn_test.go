@@ -18,7 +18,7 @@ func addrPort(a string) netip.AddrPort { return netip.MustParseAddrPort(a) }
 func TestRelayOnlyToTheSFU(t *testing.T) {
 	p := newPlace(t, nil)
 	for _, way := range []string{"udp", "tcp", "tls"} {
-		c := p.client(way, p.Credentials("alice", Calls))
+		c := p.client(way, p.Credentials("alice", "alice phone", Calls))
 		relay, err := c.Allocate()
 		if err != nil {
 			t.Fatalf("%s: %v", way, err)
@@ -62,7 +62,7 @@ func TestRelayOnlyToTheSFU(t *testing.T) {
 // round.
 func TestStreamEnds(t *testing.T) {
 	p := newPlace(t, nil)
-	c := p.client("tls", p.Credentials("alice", Calls))
+	c := p.client("tls", p.Credentials("alice", "alice phone", Calls))
 	if _, err := c.Allocate(); err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestPolicy(t *testing.T) {
 // sends there.
 func TestVectorsOnTheWire(t *testing.T) {
 	p, d := newRawPlace(t, func(c *Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("8.8.4.0/24")} })
-	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", Peers))
+	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", "alice phone", Peers))
 	if c := code(r.allocate()); c != 0 {
 		t.Fatalf("allocate: %d", c)
 	}
@@ -173,8 +173,8 @@ func TestVectorsOnTheWire(t *testing.T) {
 func TestCredentials(t *testing.T) {
 	p, d := newRawPlace(t, nil)
 	fresh := func(from string, c Credentials) stun.ErrorCode { return code(d.client(p, from, c).allocate()) }
-	a := p.Credentials("@alice:example.org", Calls)
-	b := p.Credentials("@alice:example.org", Calls)
+	a := p.Credentials("@alice:example.org", "@alice:example.org phone", Calls)
+	b := p.Credentials("@alice:example.org", "@alice:example.org phone", Calls)
 	if a.Username == b.Username || strings.Contains(a.Username, "alice") || len(a.Username) > 500 || !a.Expires.Equal(p.clk.Now().Add(Lifetime)) {
 		t.Errorf("%+v", a)
 	}
@@ -199,7 +199,7 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("a relay in use isn't kept: %d", c)
 	}
 	// Another's credentials don't touch it.
-	thief := &raw{t: t, p: p, from: keeper.from, cred: p.Credentials("@mallory:example.org", Calls), nonce: keeper.nonce, new: make(chan struct{}, 1)}
+	thief := &raw{t: t, p: p, from: keeper.from, cred: p.Credentials("@mallory:example.org", "@mallory:example.org phone", Calls), nonce: keeper.nonce, new: make(chan struct{}, 1)}
 	d.mu.Lock()
 	d.clients[thief.from] = thief
 	d.mu.Unlock()
@@ -213,21 +213,38 @@ func TestCredentials(t *testing.T) {
 	if c := code(keeper.ask(stun.MethodRefresh)); c != stun.CodeBadRequest {
 		t.Errorf("a relay is kept for ever: %d", c)
 	}
-	old := p.Credentials("@alice:example.org", Calls)
+	old := p.Credentials("@alice:example.org", "@alice:example.org phone", Calls)
+	p.Revoke("@alice:example.org laptop")
+	if p.Relays() == 0 {
+		t.Error("the relay of another device is closed")
+	}
+	if c := fresh("198.51.100.3:4005", old); c != 0 {
+		t.Errorf("credentials of another device: %d", c)
+	}
+	p.Revoke("@alice:example.org phone")
+	p.until("the relays of the device are closed", func() bool { return p.Relays() == 0 })
+	if c := fresh("198.51.100.3:4006", old); c != stun.CodeBadRequest {
+		t.Errorf("revoked credentials of a device: %d", c)
+	}
+	p.clk.Advance(time.Millisecond)
+	old = p.Credentials("@alice:example.org", "@alice:example.org phone", Calls)
+	if c := fresh("198.51.100.3:4007", old); c != 0 {
+		t.Errorf("new credentials of the device: %d", c)
+	}
 	p.Revoke("@alice:example.org")
 	p.until("the relay is closed", func() bool { return p.Relays() == 0 })
 	if c := fresh("198.51.100.3:4002", old); c != stun.CodeBadRequest {
 		t.Errorf("revoked credentials: %d", c)
 	}
 	p.clk.Advance(time.Millisecond)
-	if c := fresh("198.51.100.3:4003", p.Credentials("@alice:example.org", Calls)); c != 0 {
+	if c := fresh("198.51.100.3:4003", p.Credentials("@alice:example.org", "@alice:example.org phone", Calls)); c != 0 {
 		t.Errorf("new credentials: %d", c)
 	}
 }
 
 func TestRefusedKindsOfRelay(t *testing.T) {
 	p, d := newRawPlace(t, nil)
-	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", Peers))
+	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", "alice phone", Peers))
 	evenPort := stun.RawAttribute{Type: stun.AttrEvenPort, Value: []byte{0x80}}
 	reserved := stun.RawAttribute{Type: stun.AttrReservationToken, Value: []byte("12345678")}
 	six := stun.RawAttribute{Type: stun.AttrRequestedAddressFamily, Value: []byte{2, 0, 0, 0}}
@@ -246,16 +263,16 @@ func TestRefusedKindsOfRelay(t *testing.T) {
 
 func TestQuota(t *testing.T) {
 	p, d := newRawPlace(t, nil)
-	c := p.Credentials("alice", Calls)
+	c := p.Credentials("alice", "alice phone", Calls)
 	for i := range maxOwn {
 		if e := code(d.client(p, fmt.Sprintf("198.51.100.%d:4000", i), c).allocate()); e != 0 {
 			t.Fatalf("relay %d: %d", i, e)
 		}
 	}
-	if e := code(d.client(p, "198.51.101.1:4000", p.Credentials("alice", Peers)).allocate()); e != stun.CodeAllocQuotaReached {
+	if e := code(d.client(p, "198.51.101.1:4000", p.Credentials("alice", "alice phone", Peers)).allocate()); e != stun.CodeAllocQuotaReached {
 		t.Errorf("one too many: %d", e)
 	}
-	if e := code(d.client(p, "198.51.101.2:4000", p.Credentials("bob", Calls)).allocate()); e != 0 {
+	if e := code(d.client(p, "198.51.101.2:4000", p.Credentials("bob", "bob phone", Calls)).allocate()); e != 0 {
 		t.Errorf("somebody else: %d", e)
 	}
 }
@@ -263,7 +280,7 @@ func TestQuota(t *testing.T) {
 // TestPermissionsAreFew: neither addresses nor requests can be piled up.
 func TestPermissionsAreFew(t *testing.T) {
 	p, d := newRawPlace(t, nil)
-	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", Peers))
+	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", "alice phone", Peers))
 	r.allocate()
 	given := 0
 	for i := range 2 * maxPeers {
@@ -290,7 +307,7 @@ func TestPermissionsAreFew(t *testing.T) {
 // TestBandwidth: all relays of one user together.
 func TestBandwidth(t *testing.T) {
 	p, d := newRawPlace(t, nil)
-	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", Calls))
+	r := d.client(p, "198.51.100.1:4000", p.Credentials("alice", "alice phone", Calls))
 	r.allocate()
 	relay := p.relayOf(client{false, r.from})
 	b := make([]byte, 1<<20)
@@ -311,16 +328,16 @@ func TestPeers(t *testing.T) {
 	p := newPlace(t, func(c *Config) { c.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")} })
 	far := listenUDP(t, "127.0.0.3:0")
 	go echo(far)
-	alice, err := p.client("tcp", p.Credentials("alice", Peers)).Allocate()
+	alice, err := p.client("tcp", p.Credentials("alice", "alice phone", Peers)).Allocate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	bobs := p.client("tls", p.Credentials("bob", Peers))
+	bobs := p.client("tls", p.Credentials("bob", "bob phone", Peers))
 	bob, err := bobs.Allocate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	carol, err := p.client("tcp", p.Credentials("carol", Calls)).Allocate()
+	carol, err := p.client("tcp", p.Credentials("carol", "carol phone", Calls)).Allocate()
 	if err != nil {
 		t.Fatal(err)
 	}
