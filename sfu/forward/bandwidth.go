@@ -17,6 +17,7 @@ type bandwidth struct {
 	accounted uint64 // losses up to here are counted
 	reference int64  // time base of the last feedback, in 64 ms, unwrapped
 
+	queue int64 // delay by queues at the last feedback
 	seen  int64 // when the path was last seen congested; 0 never
 	delay delayEstimate
 	acked throughput
@@ -147,10 +148,10 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 	}
 	queue := b.delay.queue()
 	lossy := b.loss.excess() > lightLoss
-	b.rate.update(b.delay.state, lossy, b.congested(), b.acked.bitrate(), rtt, now)
+	b.rate.update(b.usage(queue), lossy, b.acked.bitrate(), rtt, now)
 	next := b.loss.update(b.rate.bitrate, b.acked.bitrate(), queue, rtt, now)
 	if next < b.rate.bitrate {
-		b.rate.fell, b.rate.raising, b.rate.before = now, false, 0
+		b.rate.fell, b.rate.raising = now, false
 	}
 	b.rate.bitrate = min(max(next, minBitrate), b.most)
 	if b.rate.fell == now {
@@ -160,6 +161,29 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 		b.seen = now
 	}
 }
+
+// usage returns the state of the delay, weighed against the queue that is seen.
+// A receiver that stalls, or a jittery path, makes trends but no queue that
+// stays: the least delay is low again at once. A queue that is long is too
+// much whatever the trend.
+func (b *bandwidth) usage(queue int64) usage {
+	before := b.queue
+	b.queue = queue
+	switch state := b.delay.state; {
+	case min(queue, before) > longQueue:
+		return overuse
+	case state == overuse && min(queue, before) < shortQueue:
+		return underuse // wait and see
+	default:
+		return state
+	}
+}
+
+// Delays of queues: too short to tell anything, and too long for a call.
+const (
+	shortQueue = 20 * millisecond
+	longQueue  = 250 * millisecond
+)
 
 // congested reports whether there is more than a trend to show that the path is
 // full: packets wait in a queue all the time, or are lost.

@@ -45,6 +45,17 @@ func TestJitteryPath(t *testing.T) {
 	}
 }
 
+// TestStallingReceiver is a receiver on a machine with too much to do.
+func TestStallingReceiver(t *testing.T) {
+	c, d, _, v := narrow(t, 0, 30, func(c *call) { c.down.stalls = true })
+	if l, _ := d.Layer(); l < 1 {
+		t.Errorf("layer %d: stalls were taken for congestion", l)
+	}
+	if v.played < 700 || len(c.paused) > 0 {
+		t.Errorf("%d of 750 frames, paused %v", v.played, c.paused)
+	}
+}
+
 func TestNarrowPath(t *testing.T) {
 	for _, test := range []struct {
 		name  string

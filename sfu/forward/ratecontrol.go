@@ -12,7 +12,6 @@ type rateControl struct {
 	fell     int64   // when it was last lowered
 	capacity float64 // kbit/s, smoothed throughput at times of overuse; 0 unknown
 	variance float64 // of it, relative
-	before   int     // rate before a fall that no queue or loss explained; 0 none
 }
 
 const (
@@ -21,19 +20,16 @@ const (
 	overThrough  = 1.5  // the rate stays below this multiple of the throughput
 	packetBits   = 1200 * 8
 	responseTime = 100 * millisecond
-	deepestFall  = 0.5 // of the rate, at once
-	regrowth     = 1.0 // in a second, back to where an unexplained fall began
 )
 
 func (r *rateControl) init(bitrate int) { r.bitrate, r.variance = bitrate, 0.4 }
 
 // update takes the state of the delay. With lossy the rate does not rise.
-// certain tells that a queue or losses are seen, not just a trend.
-func (r *rateControl) update(state usage, lossy, certain bool, acked int, rtt, now int64) {
+func (r *rateControl) update(state usage, lossy bool, acked int, rtt, now int64) {
 	switch state {
 	case overuse:
 		if now-r.fell >= min(max(rtt, 50*millisecond), 200*millisecond) {
-			r.lower(certain, acked, now)
+			r.lower(acked, now)
 		}
 		r.raising = false
 	case underuse:
@@ -47,18 +43,12 @@ func (r *rateControl) update(state usage, lossy, certain bool, acked int, rtt, n
 	r.updated = now
 }
 
-func (r *rateControl) lower(certain bool, acked int, now int64) {
+func (r *rateControl) lower(acked int, now int64) {
 	if acked == 0 {
 		acked = r.bitrate / 2
 	}
-	switch {
-	case certain:
-		r.before = 0
-	case r.before == 0:
-		r.before = r.bitrate
-	}
 	// The estimate never rises on overuse.
-	r.bitrate = min(r.bitrate, max(int(backOff*float64(acked)), int(deepestFall*float64(r.bitrate))))
+	r.bitrate = min(r.bitrate, int(backOff*float64(acked)))
 	low, _ := r.bounds()
 	if float64(acked)/1000 < low {
 		r.capacity = 0
@@ -75,14 +65,10 @@ func (r *rateControl) raise(acked int, rtt, now int64) {
 		r.capacity = 0
 	}
 	next := 0
-	switch {
-	case r.before > r.bitrate:
-		r.bitrate = min(int(float64(r.bitrate)*math.Pow(1+regrowth, float64(elapsed)/float64(second)))+1, r.before)
-		return
-	case r.capacity > 0 && through > low:
+	if r.capacity > 0 && through > low {
 		response := float64(rtt+responseTime) / float64(second)
 		next = r.bitrate + max(int(packetBits/response*float64(elapsed)/float64(second)), 0)
-	default:
+	} else {
 		next = int(float64(r.bitrate)*math.Pow(1+growth, float64(elapsed)/float64(second))) + 1
 	}
 	if most := int(overThrough*float64(acked)) + 10_000; acked > 0 {

@@ -74,6 +74,9 @@ type pipe struct {
 	rate          int   // bit/s, 0 unlimited
 	queue         int64 // longest wait before packets are dropped
 	free          int64 // when the line is free again
+	stalls        bool  // the far end stops for up to 400 ms now and then
+	stallFrom     int64
+	stallTo       int64
 	sent, lost    int
 	bytes         int
 	to            func(b []byte)
@@ -99,8 +102,26 @@ func (p *pipe) send(b []byte) {
 	if p.jitter > 0 {
 		d += p.w.rng.Int64N(p.jitter)
 	}
+	if p.stalls {
+		d = p.stalled(p.w.now+d) - p.w.now
+	}
 	c := append([]byte(nil), b...)
 	p.w.after(d, func() { p.to(c) })
+}
+
+// stalled returns when something that comes at t is seen.
+func (p *pipe) stalled(t int64) int64 {
+	for t >= p.stallTo {
+		p.stallFrom = max(p.stallTo, p.w.now) + 100*millisecond + p.w.rng.Int64N(1400*millisecond)
+		p.stallTo = p.stallFrom + 50*millisecond + p.w.rng.Int64N(350*millisecond)
+		if p.stallFrom > t {
+			break
+		}
+	}
+	if t >= p.stallFrom && t < p.stallTo {
+		return p.stallTo
+	}
+	return t
 }
 
 // pipeSink is a Sink into a pipe.
