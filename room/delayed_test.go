@@ -2,11 +2,13 @@ package room
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -538,5 +540,45 @@ func TestDelayedOfASuspendedUser(t *testing.T) {
 		if sent := e.Event != ""; sent != c.sent || !sent && !strings.Contains(string(e.Error), "M_USER_SUSPENDED") {
 			t.Errorf("%s %s: sent %v, %s", c.typ, c.content, sent, e.Error)
 		}
+	}
+}
+
+// Many that are due at once, a store that fails now and then, and kills: each is
+// sent once.
+func TestDelayedSurviveAnything(t *testing.T) {
+	r := newDelayRig(t)
+	rooms := []mxid.RoomID{r.create(CreateParams{}), r.create(CreateParams{Version: "11"}), r.create(CreateParams{Version: "10"})}
+	want := map[mxid.RoomID][]string{}
+	for i := range 90 {
+		room := rooms[i%len(rooms)]
+		r.later(room, alice, fmt.Sprint(i), time.Minute+time.Duration(i)*time.Second)
+		want[room] = append(want[room], fmt.Sprint(i))
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 60 {
+		if rnd.IntN(3) == 0 {
+			r.store.fail.Store(rnd.Int32N(4))
+		}
+		r.clock.Advance(time.Duration(rnd.IntN(12)) * time.Second)
+		if rnd.IntN(2) == 0 {
+			r.clock.Wait()
+		}
+		if rnd.IntN(4) == 0 {
+			r.store.fail.Store(0)
+			r.down(true)
+			r.up()
+		}
+	}
+	r.store.fail.Store(0)
+	for range 30 {
+		r.pass(time.Minute)
+	}
+	for _, room := range rooms {
+		got := strings.Fields(r.said(room))
+		slices.SortFunc(got, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
+		if !slices.Equal(got, want[room]) {
+			t.Errorf("sent %v, want %v", got, want[room])
+		}
+		r.verify(room)
 	}
 }

@@ -55,7 +55,7 @@ func (w *work) noteSticky(ev *Event, failed bool) {
 			}
 			if e.pos = ev.Ord.Pos(); e.pos == 0 {
 				e.pos = tx.NextPos()
-				w.sum.pos = max(w.sum.pos, e.pos)
+				w.sum.pos, w.wakeRoom = max(w.sum.pos, e.pos), true
 				tx.OnCommit(func() { w.svc.changes.add(rid, e.pos) })
 			}
 		}
@@ -125,8 +125,12 @@ func (w *work) unstick(ev *Event) {
 	})
 }
 
-// pushSticky queues our own sticky events for servers that have just come into
-// the room. before are those that were there, sorted.
+// maxStickyPushed is how many of our sticky events a server gets that comes into
+// a room, the newest ones.
+const maxStickyPushed = 2000
+
+// pushSticky sees to it that servers which have just come into the room get our
+// own sticky events. before are those that were there, sorted.
 // spec: MSC4354, "Proposal"
 func (w *work) pushSticky(before []intern.SID) {
 	var names []mxid.ServerName
@@ -141,15 +145,22 @@ func (w *work) pushSticky(before []intern.SID) {
 	if len(names) == 0 || w.svc.cfg.Outbox == nil {
 		return
 	}
-	rid := w.h.rid
-	w.op(func(tx *storage.Tx) error {
-		for _, e := range append(w.svc.sticky.between(rid, 0, allPos), w.stuck...) {
-			if e.local && e.pos != 0 {
-				w.svc.cfg.Outbox.AddEvent(tx, rid, e.n, e.pos, names)
-			}
-		}
+	w.op(func(*storage.Tx) error {
+		w.pushTo = append(w.pushTo, names...)
 		return nil
 	})
+}
+
+// writePushed queues them, once for all servers of the batch, at the end of its
+// transaction.
+func (w *work) writePushed(tx *storage.Tx) {
+	if len(w.pushTo) == 0 {
+		return
+	}
+	list := slices.DeleteFunc(append(w.svc.sticky.between(w.h.rid, 0, allPos), w.stuck...), func(e stickyEvent) bool { return !e.local || e.pos == 0 })
+	for _, e := range list[max(0, len(list)-maxStickyPushed):] {
+		w.svc.cfg.Outbox.AddEvent(tx, w.h.rid, e.n, e.pos, w.pushTo)
+	}
 }
 
 // reviewSticky takes soft-failed sticky events in that the room's state allows
@@ -194,7 +205,6 @@ func (w *work) revive(failed *Event) error {
 	m.flags &^= FlagSoftFailed
 	ev := makeEvent(w.h, failed.Num, m, failed.txn, failed.JSON)
 	if ev.Flags&FlagOutlier != 0 {
-		w.wakeRoom = true
 		err := w.rewrite(ev, false)
 		w.stick(ev)
 		return err

@@ -54,7 +54,6 @@ func (w *work) takeOldSticky(pdu gomatrixserverlib.PDU) (bool, error) {
 	case flags == FlagSoftFailed:
 		w.stickFailed(ev)
 	default:
-		w.wakeRoom = true
 		w.stick(ev)
 	}
 	return true, nil

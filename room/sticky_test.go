@@ -116,7 +116,16 @@ func TestStickyForANewServer(t *testing.T) {
 		f.pump()
 		f.clock.Advance(time.Minute)
 		c.ok(c.joinVia(room, frank, sa))
+		uid, _, err := c.s.cfg.Intern.LookupUser(c.ctx, frank)
+		c.ok(err)
+		sync := c.hub.Listen(uint32(uid))
 		f.pump()
+		select {
+		case <-sync.C:
+		default:
+			t.Errorf("version %s: nobody was woken", v)
+		}
+		sync.Close()
 		got := c.stuck(room)
 		slices.Sort(got)
 		if want := []string{"a0", "a1", "a2", "a3", "a4", "b0", "b1", "b2", "b3", "b4"}; !slices.Equal(got, want) {

@@ -42,6 +42,7 @@ type work struct {
 	waits     map[[32]byte][]waiting       // rw rows of this batch, by target
 	delays    map[delayKey]delayed         // delayed events that this batch has changed; never changed in place
 	stuck     []stickyEvent                // that became sticky when this batch was written
+	pushTo    []mxid.ServerName            // servers that came into the room with it
 	ops       []func(tx *storage.Tx) error // in order, on the commit goroutine
 	wake      []uint32                     // beside the joined local users
 	wakeRoom  bool                         // the joined local users too
@@ -118,6 +119,7 @@ func (w *work) write(tx *storage.Tx) error {
 			return err
 		}
 	}
+	w.writePushed(tx)
 	for id, row := range w.nodes.Nodes() {
 		tx.Put(keyNode(w.h.rid, id), row)
 	}
