@@ -80,7 +80,7 @@ func (s *Service) offer(t trunk) *Offer {
 }
 
 func (o *Offer) remote(active bool) transport.Remote {
-	return transport.Remote{Ufrag: o.Ufrag, Pwd: o.Pwd, Fingerprint: o.Fingerprint, Active: active}
+	return transport.Remote{Ufrag: o.Ufrag, Pwd: o.Pwd, Fingerprint: o.Fingerprint, Active: active, Link: true}
 }
 
 func errHandshake() error { return httpx.BadJSON("This description of a link can't be used") }
