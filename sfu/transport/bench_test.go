@@ -119,6 +119,7 @@ func BenchmarkSend(b *testing.B) {
 			seq := uint16(0)
 			b.ReportAllocs()
 			b.ResetTimer()
+			cpu := cpuTime()
 			for n := 0; n < b.N; {
 				for range bm.run {
 					seq++
@@ -132,6 +133,7 @@ func BenchmarkSend(b *testing.B) {
 				}
 				x.shard.flush()
 			}
+			b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/op")
 		})
 	}
 }

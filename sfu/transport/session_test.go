@@ -3,6 +3,8 @@ package transport
 import (
 	"bytes"
 	"errors"
+	"runtime/pprof"
+	"strings"
 	"testing"
 
 	"github.com/pion/dtls/v3"
@@ -251,4 +253,71 @@ func TestEvery(t *testing.T) {
 	if ticks != 10 {
 		t.Errorf("%d ticks after stop", ticks)
 	}
+}
+
+func TestPanicsOfCalls(t *testing.T) {
+	srv := openServer(t, nil)
+	s := srv.PickShard()
+	ticks := 0
+	on(s, func() {
+		s.Every(func(int64) {
+			ticks++
+			panic("tick")
+		})
+		s.Every(func(int64) { // one that makes more
+			if ticks == 1 {
+				ticks++
+				s.Every(func(int64) { ticks++ })
+			}
+		})
+	})
+	s.Do(func() { panic("call") })
+	eventually(t, "the others to go on", func() bool {
+		n := 0
+		on(s, func() { n = ticks })
+		return n > 5
+	})
+	eventually(t, "two panics", func() bool { return srv.Stats().Panics == 2 })
+	on(s, func() {
+		if len(s.tickers) != 2 {
+			t.Errorf("%d tickers", len(s.tickers))
+		}
+	})
+}
+
+// TestGoroutines holds the budget: none for a connected client, three of
+// pion/sctp for one with data channels.
+func TestGoroutines(t *testing.T) {
+	srv := openServer(t, nil)
+	count := func(what string) int {
+		var b bytes.Buffer
+		_ = pprof.Lookup("goroutine").WriteTo(&b, 2)
+		n := 0
+		for _, stack := range strings.Split(b.String(), "\n\n") {
+			if strings.Contains(stack, what) {
+				n++
+			}
+		}
+		return n
+	}
+	for i := range 5 {
+		connected(t, srv, i)
+	}
+	eventually(t, "the handshakes to be over", func() bool { return count("startHandshake") == 0 })
+	if n := count("sctp."); n != 0 {
+		t.Errorf("%d goroutines of SCTP", n)
+	}
+	r, b := newRecorder(), newBrowser(t)
+	if _, err := b.pc.CreateDataChannel("_reliable", nil); err != nil {
+		t.Fatal(err)
+	}
+	c := newConn(srv, 1, r)
+	b.negotiate(srv, c, "passive", false)
+	r.untilState(t, StateConnected)
+	eventually(t, "the association", func() bool { return count("created by parley/sfu/transport.startData") == 0 && count("sctpConn") > 0 })
+	if n := count("sctpConn"); n != 1 {
+		t.Errorf("%d goroutines read for the association", n)
+	}
+	on(c.Shard(), c.Close)
+	eventually(t, "the association to end", func() bool { return count("sctpConn") == 0 })
 }

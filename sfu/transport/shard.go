@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,7 +132,7 @@ func (s *Shard) drain() {
 		}
 		s.mu.Unlock()
 		for _, f := range calls {
-			f()
+			s.guard(nil, f)
 		}
 	}
 }
@@ -183,6 +184,7 @@ func (s *Shard) run() {
 		n, err := s.sock.read(s.idle())
 		s.clock()
 		s.turn++
+		s.takeMail() // first, as it can say whose the packets are
 		for rounds := 0; n > 0; rounds++ {
 			s.handleBatch(n)
 			if n < recvBatch || rounds == maxRounds {
@@ -195,7 +197,6 @@ func (s *Shard) run() {
 			s.closeAll()
 		}
 		s.handOver()
-		s.takeMail()
 		s.tick()
 		s.drained()
 		s.flush()
@@ -255,7 +256,8 @@ func (s *Shard) handleFrom(i, n int) (next int) {
 	return n
 }
 
-// guard calls f and lets a panic of it end c only.
+// guard calls f and lets a panic of it end c only, if there is a c. Others'
+// calls go on.
 func (s *Shard) guard(c *Conn, f func()) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -272,7 +274,7 @@ func (s *Shard) crashed(p any) {
 	if e, ok := p.(runtime.Error); ok {
 		attrs = append(attrs, slog.String("error", e.Error()))
 	}
-	s.srv.log.Error("a packet made its handler panic; its connection is closed", attrs...)
+	s.srv.log.Error("a handler of packets panicked", attrs...)
 	s.counters.panics++
 	c := s.current
 	if c == nil || c.ended() {
@@ -387,7 +389,7 @@ func (s *Shard) takeMail() {
 		parcels[i] = nil
 	}
 	for i, f := range calls {
-		f()
+		s.guard(nil, f)
 		calls[i] = nil
 	}
 	s.spare, s.spareP = calls, parcels
@@ -400,16 +402,10 @@ func (s *Shard) tick() {
 		if s.nextTick.Before(s.wall) {
 			s.nextTick = s.wall.Add(Tick)
 		}
-		live := s.tickers[:0]
-		for _, t := range s.tickers {
-			if !t.stopped {
-				t.f(s.now)
-			}
-			if !t.stopped {
-				live = append(live, t)
-			}
+		for _, t := range s.tickers { // one of them may add more
+			s.runTicker(t)
 		}
-		s.tickers = live
+		s.tickers = slices.DeleteFunc(s.tickers, func(t *ticker) bool { return t.stopped })
 		s.rearm = true
 	}
 	if s.wall.Before(s.nextLook) {
@@ -418,6 +414,19 @@ func (s *Shard) tick() {
 	s.nextLook = s.wall.Add(sweepInterval)
 	for c := range s.conns {
 		c.sweep(s.now)
+	}
+}
+
+// runTicker calls a ticker; one that panics is stopped.
+func (s *Shard) runTicker(t *ticker) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.stopped = true
+			s.crashed(p)
+		}
+	}()
+	if s.current = nil; !t.stopped {
+		t.f(s.now)
 	}
 }
 
