@@ -108,8 +108,8 @@ for (const mode of modes) {
             await everyone(1);
             await alice.membershipsAre(2);
 
-            // A browser that ends leaves no ghost.
-            await bob.close();
+            // A browser that crashes leaves no ghost.
+            await bob.crash();
             await alice.membershipsAre(1);
             await alice.sees(0);
         });

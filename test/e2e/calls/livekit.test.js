@@ -7,7 +7,8 @@ import { promises as fs } from "node:fs";
 import path from "node:path";
 
 import { until } from "../lib/wait.js";
-import { backend } from "./lib/backend.js";
+import { call as httpCall, request } from "../lib/http.js";
+import { backend, livekit } from "./lib/backend.js";
 import { bundle, launch, packageFolder, serve } from "./lib/browser.js";
 import { Person } from "./lib/person.js";
 
@@ -310,6 +311,50 @@ describe("both kinds of clients", () => {
             await bob.sees(alice, { width: 640 });
         });
     }
+});
+
+describe("who may take part", { skip: livekit() && "only a homeserver knows" }, () => {
+    const ask = async (name, room) => {
+        const who = await place.person(name);
+        const path = `/_matrix/client/v3/user/${encodeURIComponent(who.user_id)}/openid/request_token`;
+        const openid_token = await request(place.server, "POST", path, { token: who.access_token, body: {} });
+        return request(place.server, "POST", "/livekit/jwt/sfu/get", { body: { room, openid_token: openid_token.body, device_id: who.device_id } });
+    };
+
+    scenario("who isn't in the room gets no token", () => [alice], async () => {
+        const name = room("closed");
+        await alice.join(name);
+        const id = await place.rooms.get(name);
+        assert.equal((await ask("Alice", id)).status, 200);
+        assert.equal((await ask("Mallory", id)).status, 401);
+        assert.equal((await ask("Alice", "!nowhere:example.org")).status, 401);
+        const { user_id } = await place.person("Alice");
+        const forged = { room: id, device_id: "X", openid_token: { access_token: "wrong", token_type: "Bearer", matrix_server_name: user_id.split(":").slice(1).join(":"), expires_in: 60 } };
+        assert.equal((await request(place.server, "POST", "/livekit/jwt/sfu/get", { body: forged })).status, 401);
+    });
+
+    for (const [how, act] of Object.entries({
+        "is kicked": async (id, bob, alice) => post(`/rooms/${id}/kick`, alice, { user_id: bob.user_id }),
+        "leaves the room": async (id, bob) => post(`/rooms/${id}/leave`, bob, {}),
+        "logs out": async (id, bob) => post("/logout", bob, {}),
+    })) {
+        scenario(`who ${how} is out of the call`, both, async (t) => {
+            const name = await call({}, { camera: small });
+            await bob.sees(alice);
+            await bob.camera(true, small);
+            await alice.sees(bob);
+            const [id, first, second] = await Promise.all([place.rooms.get(name), place.person("Alice"), place.person("Bob")]);
+            const from = Date.now();
+            await act(encodeURIComponent(id), second, first);
+            await alice.misses(bob);
+            t.diagnostic(`gone after ${Date.now() - from} ms`);
+            await bob.until((seat) => seat.room.state === "disconnected", undefined, "put out");
+            await assert.rejects(bob.do((seat, o) => seat.join(o), { url: `ws://127.0.0.1:${bob.relay.port}/livekit/sfu`, token: bob.token }), "the old token doesn't let in");
+            await place.forget("Bob");
+        });
+    }
+
+    const post = (path, who, body) => httpCall(place.server, "POST", `/_matrix/client/v3${path}`, { token: who.access_token, body });
 });
 
 /** The server's UDP port for media, from a candidate that it has given. */

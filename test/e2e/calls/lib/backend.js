@@ -83,6 +83,11 @@ export class Parley {
         return { url, token: jwt, identity: `${who.user_id}:${who.device_id}` };
     }
 
+    /** The next time, a person with that name is a new account. */
+    forget(name) {
+        this.people.delete(name);
+    }
+
     log() {
         return this.server.log();
     }

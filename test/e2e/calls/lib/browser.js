@@ -3,6 +3,7 @@
 
 import { createServer } from "node:http";
 import { promises as fs, existsSync } from "node:fs";
+import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -20,8 +21,11 @@ export function chromiumPath() {
 }
 
 /** Starts Chromium. The camera gives few frames, so that slow machines manage several layers. */
-export function launch({ fps = 10 } = {}) {
-    return chromium.launch({
+export async function launch({ fps = 10 } = {}) {
+    const dir = await fs.mkdtemp(path.join(os.tmpdir(), "parley-voice-"));
+    const voice = path.join(dir, "voice.wav");
+    await fs.writeFile(voice, speech());
+    const browser = await chromium.launch({
         executablePath: chromiumPath(),
         headless: true,
         args: [
@@ -29,6 +33,7 @@ export function launch({ fps = 10 } = {}) {
             "--use-fake-ui-for-media-stream",
             `--use-fake-device-for-media-stream=fps=${fps}`,
             "--auto-select-tab-capture-source-by-title=call",
+            `--use-file-for-fake-audio-capture=${voice}`,
             "--autoplay-policy=no-user-gesture-required",
             "--disable-background-timer-throttling",
             "--disable-backgrounding-occluded-windows",
@@ -36,6 +41,38 @@ export function launch({ fps = 10 } = {}) {
             "--disable-features=WebRtcHideLocalIpsWithMdns,CalculateNativeWinOcclusion",
         ],
     });
+    browser.on("disconnected", () => fs.rm(dir, { recursive: true, force: true }));
+    return browser;
+}
+
+/** Something like speech, as a WAV file of four seconds: syllables of a buzzing voice whose pitch moves. */
+function speech() {
+    const rate = 48_000;
+    const data = Buffer.alloc(4 * rate * 2);
+    let phase = 0;
+    for (let i = 0; i < data.length / 2; i++) {
+        const t = i / rate;
+        phase += (140 + 50 * Math.sin(2 * Math.PI * 0.5 * t) + 20 * Math.sin(2 * Math.PI * 5 * t)) / rate;
+        let buzz = 0;
+        for (let n = 1; n <= 20; n++) buzz += Math.sin(2 * Math.PI * n * phase) / n ** (1 + 0.5 * Math.sin(2 * Math.PI * 1.5 * t));
+        const syllable = Math.max(0, Math.sin(2 * Math.PI * 3 * t)) ** 0.5;
+        const breath = 0.02 * (Math.random() * 2 - 1);
+        data.writeInt16LE(Math.round(32_767 * Math.max(-1, Math.min(1, 0.25 * syllable * (buzz + breath)))), 2 * i);
+    }
+    const head = Buffer.alloc(44);
+    head.write("RIFF");
+    head.writeUInt32LE(36 + data.length, 4);
+    head.write("WAVEfmt ", 8);
+    head.writeUInt32LE(16, 16);
+    head.writeUInt16LE(1, 20);
+    head.writeUInt16LE(1, 22);
+    head.writeUInt32LE(rate, 24);
+    head.writeUInt32LE(2 * rate, 28);
+    head.writeUInt16LE(2, 32);
+    head.writeUInt16LE(16, 34);
+    head.write("data", 36);
+    head.writeUInt32LE(data.length, 40);
+    return Buffer.concat([head, data]);
 }
 
 /** Bundles a page's script; gives its text. */

@@ -122,6 +122,13 @@ export class Caller {
         return lines.length > 0 && lines.every((l) => l.endsWith("encrypted"));
     }
 
+    /** Ends the page without any farewell, as a crash of the browser does. */
+    async crash() {
+        const cdp = await this.context.newCDPSession(this.page);
+        cdp.send("Page.crash").catch(() => {});
+        await until(() => this.printed.includes("the page crashed"), `${this.name}'s page crashes`);
+    }
+
     async close() {
         await this.context.close();
     }
