@@ -270,7 +270,7 @@ func (d *DownTrack) climb(left int, now int64) int {
 	need, hold := float64(cost)*keepMargin, d.sub.hold
 	if next == 0 {
 		need, hold = float64(cost)*lastMargin, raiseAfter
-		if d.grant.layer >= 0 && !d.sub.bandwidth.full(now) {
+		if d.grant.layer >= 0 && !d.sub.bandwidth.stuffed(now) {
 			need = 0 // an estimate alone stops no picture
 		}
 	}

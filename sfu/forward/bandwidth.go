@@ -8,9 +8,10 @@ import "encoding/binary"
 // else a little more is tried. Probes find free bandwidth faster.
 type bandwidth struct {
 	start, most int
-	active      bool // transport-wide numbers are in use
-	heard       bool // and there was feedback
-	limit       int  // REMB, 0 none
+	active      bool  // transport-wide numbers are in use
+	heard       bool  // and there was feedback
+	last        int64 // when
+	limit       int   // REMB, 0 none
 
 	packets   []sentPacket // ring by transport-wide number; nil until needed
 	newest    uint64
@@ -19,6 +20,7 @@ type bandwidth struct {
 
 	queue int64 // delay by queues at the last feedback
 	seen  int64 // when the path was last seen congested; 0 never
+	since int64 // and since when it was
 	delay delayEstimate
 	acked throughput
 	rate  rateControl
@@ -125,7 +127,10 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 	if !r.open(fci) {
 		return
 	}
-	b.heard = true
+	if b.heard && now-b.last > outage {
+		b.resume()
+	}
+	b.heard, b.last = true, now
 	n := b.unwrap(r.base)
 	at := b.unwrapReference(r.reference) * 64 * millisecond
 	for ; ; n++ {
@@ -158,8 +163,26 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 		b.probe.backoff, b.probe.next = 0, max(b.probe.next, now+probeEvery)
 	}
 	if b.congested() {
+		if !b.full(now) {
+			b.since = now
+		}
 		b.seen = now
 	}
+}
+
+// outage is how long without feedback means that nothing came through.
+const outage = second
+
+// resume goes on after an outage with the rate from before: what was lost in it
+// tells nothing about the bandwidth.
+func (b *bandwidth) resume() {
+	b.accounted = b.newest
+	b.loss = lossControl{inherent: b.loss.inherent}
+	b.delay = delayEstimate{threshold: b.delay.threshold}
+	b.acked = throughput{}
+	b.queue, b.seen, b.since = 0, 0, 0
+	b.rate.raising = false
+	b.probe = probeCluster{}
 }
 
 // usage returns the state of the delay, weighed against the queue that is seen.
@@ -193,6 +216,12 @@ func (b *bandwidth) congested() bool {
 
 // full reports whether the path was congested lately.
 func (b *bandwidth) full(now int64) bool { return b.seen != 0 && now-b.seen < second }
+
+// stuffed reports whether the path has been congested for so long that less
+// must be sent at any price.
+func (b *bandwidth) stuffed(now int64) bool { return b.full(now) && now-b.since >= stuffedAfter }
+
+const stuffedAfter = 3 * second
 
 // packet takes what is said about packet n.
 func (b *bandwidth) packet(n uint64, came bool, at int64) {

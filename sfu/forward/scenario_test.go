@@ -347,3 +347,59 @@ func TestPauseIsReported(t *testing.T) {
 		t.Errorf("flapping: %v", c.paused)
 	}
 }
+
+// lose sets the loss of all four directions.
+func (c *call) lose(share float64) {
+	for _, p := range []*pipe{c.up, c.upBack, c.down, c.downBack} {
+		p.loss = share
+	}
+}
+
+func TestNetworkGoesAway(t *testing.T) {
+	for name, subscriberOnly := range map[string]bool{"for all": false, "for the subscriber": true} {
+		t.Run(name, func(t *testing.T) {
+			c := newCall(t)
+			_, _, a := c.audio()
+			_, d, v := c.video(3, 1)
+			c.run(5 * second)
+			c.lose(1)
+			if subscriberOnly {
+				c.up.loss, c.upBack.loss = 0, 0
+			}
+			c.run(8 * second)
+			frames, packets := v.played, a.packets
+			c.lose(0)
+			c.run(5 * second)
+			l, _ := d.Layer()
+			t.Logf("layer %d, estimate %d, %d frames and %d audio packets in 5 s", l, c.sub.Stats().Estimate, v.played-frames, a.packets-packets)
+			if v.played-frames < 90 || a.packets-packets < 240 {
+				t.Errorf("%d of 125 frames and %d of 250 audio packets after the network came back", v.played-frames, a.packets-packets)
+			}
+		})
+	}
+}
+
+func TestLossBegins(t *testing.T) {
+	c := newCall(t)
+	_, _, a := c.audio()
+	_, d, v := c.video(3, 1)
+	c.run(5 * second)
+	c.lose(0.2)
+	frames, packets := v.played, a.packets
+	for range 10 {
+		c.run(2 * second)
+		l, _ := d.Layer()
+		t.Logf("layer %d estimate %d %d frames, inherent %.2f excess %.2f", l, c.sub.Stats().Estimate, v.played, c.sub.bandwidth.loss.inherent, c.sub.bandwidth.loss.excess())
+	}
+	if v.played-frames < 400 || a.packets-packets < 960 {
+		t.Errorf("%d of 500 frames and %d of 1000 audio packets", v.played-frames, a.packets-packets)
+	}
+	if len(c.paused) > 0 {
+		t.Errorf("paused %v", c.paused)
+	}
+	c.lose(0)
+	c.run(10 * second)
+	if l, _ := d.Layer(); l != 2 {
+		t.Errorf("layer %d after the loss ended", l)
+	}
+}
