@@ -296,21 +296,23 @@ func (r *feedbackReader) open(fci []byte) bool {
 	r.base = binary.BigEndian.Uint16(fci)
 	r.left = int(binary.BigEndian.Uint16(fci[2:]))
 	r.reference = binary.BigEndian.Uint32(fci[4:]) >> 8
+	if r.left > maxStatusesRead {
+		return false
+	}
 	at := 8
 	for n := 0; n < r.left; at += 2 {
 		if at+2 > len(fci) {
 			return false
 		}
 		n += chunkSymbols(binary.BigEndian.Uint16(fci[at:]))
-		if at > maxFeedbackRead {
-			return false
-		}
 	}
 	r.chunks, r.deltas = fci[8:at], fci[at:]
 	return r.left > 0
 }
 
-const maxFeedbackRead = 4096
+// maxStatusesRead bounds the packets that one message may speak of; more than
+// are remembered are of no use.
+const maxStatusesRead = 2 * sentPackets
 
 // chunkSymbols returns how many packets a chunk speaks of, at least 1.
 func chunkSymbols(c uint16) int {

@@ -385,7 +385,8 @@ func (d *DownTrack) relay(s *stream, p *slot, now int64) {
 	d.numbers.high = max(d.numbers.high, p.seq)
 	seq := uint16(p.seq)
 	e := d.history.at(seq)
-	*e = sent{stream: s, source: p.seq, ts: p.ts, seq: seq, marker: p.flags&slotMarker != 0}
+	*e = sent{stream: s, source: p.seq, ts: p.ts, seq: seq, marker: p.flags&slotMarker != 0,
+		numbers: vp8Numbers{p.frame.picture, p.frame.tl0, p.frame.keyIndex}}
 	d.started, d.seq, d.ts, d.at = true, seq, p.ts, p.at
 	d.packets++
 	d.octets += uint32(p.size)

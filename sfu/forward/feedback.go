@@ -78,6 +78,9 @@ func (t *transportFeedback) send(w *rtcpWriter, sink Sink, ssrc uint32) {
 // bytes of time for each.
 const maxFeedback = 20 + 2*(maxStatuses/7+2) + 2*maxStatuses + 4
 
+// deltaTick is the unit of arrival times.
+const deltaTick = second / 4000
+
 // message writes one message, starting at next, and moves next on.
 func (t *transportFeedback) message(w *rtcpWriter, ssrc uint32) bool {
 	base := t.next
@@ -85,35 +88,13 @@ func (t *transportFeedback) message(w *rtcpWriter, ssrc uint32) bool {
 	if first == 0 {
 		return false
 	}
-	const tick = second / 4000 // 250 µs
 	reference := first / (64 * millisecond)
-	last := reference * 64 * millisecond
-	n := 0
-	deltas := 0
-	large := 0
-	for base+uint64(n) <= t.high && n < maxStatuses {
-		at := t.came(base + uint64(n))
-		t.symbols[n] = statusLost
-		if at != 0 {
-			d := (at - last) / tick
-			if d < -32768 || d > 32767 {
-				break
-			}
-			last += d * tick
-			t.symbols[n] = statusSmall
-			if d < 0 || d > 255 {
-				t.symbols[n] = statusLarge
-				large++
-			}
-			deltas++
-		}
-		n++
-	}
-	if deltas == 0 {
+	n, bytes := t.collect(base, reference*64*millisecond)
+	if bytes == 0 {
 		t.next = base + uint64(max(n, 1))
 		return true
 	}
-	size := (20 + t.chunkBytes(n) + deltas + large + 3) &^ 3
+	size := (20 + t.chunkBytes(n) + bytes + 3) &^ 3
 	b := w.begin(rtcpRTPFB, fbTransport, size)
 	if b == nil {
 		return false
@@ -125,24 +106,52 @@ func (t *transportFeedback) message(w *rtcpWriter, ssrc uint32) bool {
 	binary.BigEndian.PutUint16(b[14:], uint16(n))
 	binary.BigEndian.PutUint32(b[16:], uint32(reference&0xffffff)<<8|uint32(t.count))
 	t.count++
-	rest := t.writeChunks(b[20:], n)
-	last = reference * 64 * millisecond
+	t.writeDeltas(t.writeChunks(b[20:], n), base, n, reference*64*millisecond)
+	t.next = base + uint64(n)
+	return true
+}
+
+// collect fills in the symbols of the packets from base on whose times fit
+// behind reference, and returns how many there are and how many bytes their
+// times take.
+func (t *transportFeedback) collect(base uint64, reference int64) (n, bytes int) {
+	for ; base+uint64(n) <= t.high && n < maxStatuses; n++ {
+		at := t.came(base + uint64(n))
+		t.symbols[n] = statusLost
+		if at == 0 {
+			continue
+		}
+		d := (at - reference) / deltaTick
+		if d < -32768 || d > 32767 {
+			return n, bytes
+		}
+		reference += d * deltaTick
+		t.symbols[n] = statusSmall
+		if d < 0 || d > 255 {
+			t.symbols[n] = statusLarge
+			bytes++
+		}
+		bytes++
+	}
+	return n, bytes
+}
+
+// writeDeltas writes the arrival times of the collected packets.
+func (t *transportFeedback) writeDeltas(b []byte, base uint64, n int, last int64) {
 	for i := range n {
 		if t.symbols[i] == statusLost {
 			continue
 		}
-		d := (t.came(base+uint64(i)) - last) / tick
-		last += d * tick
+		d := (t.came(base+uint64(i)) - last) / deltaTick
+		last += d * deltaTick
 		if t.symbols[i] == statusSmall {
-			rest[0] = uint8(d)
-			rest = rest[1:]
+			b[0] = uint8(d)
+			b = b[1:]
 		} else {
-			binary.BigEndian.PutUint16(rest, uint16(int16(d)))
-			rest = rest[2:]
+			binary.BigEndian.PutUint16(b, uint16(int16(d)))
+			b = b[2:]
 		}
 	}
-	t.next = base + uint64(n)
-	return true
 }
 
 // firstFrom returns when the first packet from number n on came.

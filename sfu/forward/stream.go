@@ -83,6 +83,9 @@ func (s *stream) receive(h *rtpHeader, x *extensions, f *Format, seq uint16, pay
 		if n > s.high+1 && !s.losses.skip(s.high+1, n, now) {
 			s.keys.request(s, now)
 		}
+		if n > s.high+maxDropout { // a restart: what was before doesn't lead here
+			s.keys.seq = 0
+		}
 		s.high = n
 		if !repair {
 			s.arrive(h.ts, now)

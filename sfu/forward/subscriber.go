@@ -141,7 +141,7 @@ func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now i
 	ring := &e.stream.ring
 	pt, ssrc, seq := f.PT, d.ssrc, e.seq
 	payload := ring.payload(p)
-	if p.codec == VP8 && !d.pass {
+	if p.codec == VP8 { // others patched it before
 		p.frame.patch(payload, e.numbers)
 	}
 	m := s.of(d)
