@@ -225,7 +225,13 @@ func (s *Service) SetAdmin(ctx context.Context, u mxid.UserID, admin bool) error
 // SetLocked locks an account, so that its user may only log out, or unlocks
 // it. Tokens and devices stay. spec: client-server API, "Account locking"
 func (s *Service) SetLocked(ctx context.Context, u mxid.UserID, locked bool) error {
-	return s.changeAccount(ctx, u, func(row *accountRow) { row.Locked = locked })
+	if err := s.changeAccount(ctx, u, func(row *accountRow) { row.Locked = locked }); err != nil || !locked {
+		return err
+	}
+	for _, f := range s.onLocked {
+		f(u)
+	}
+	return nil
 }
 
 // SetSuspended suspends an account, so that its user may read but not take

@@ -3,6 +3,8 @@ package user
 import (
 	"encoding/json"
 	"testing"
+
+	"parley/internal/mxid"
 )
 
 func TestLockAndSuspend(t *testing.T) {
@@ -10,6 +12,13 @@ func TestLockAndSuspend(t *testing.T) {
 	alice := f.register(t, "alice")
 	tokens, err := f.Login(ctx, alice, "A", "", true)
 	must(t, err)
+	told := 0
+	f.OnLocked(func(u mxid.UserID) {
+		if u != alice {
+			t.Error("told of somebody else")
+		}
+		told++
+	})
 	must(t, f.SetLocked(ctx, alice, true))
 	s, err := f.Authenticate(ctx, tokens.Access)
 	must(t, err)
@@ -21,6 +30,9 @@ func TestLockAndSuspend(t *testing.T) {
 	_, err = f.Refresh(ctx, tokens.Refresh)
 	wantCode(t, err, "M_USER_LOCKED")
 	must(t, f.SetLocked(ctx, alice, false))
+	if told != 1 {
+		t.Errorf("told %d times of one locked account", told)
+	}
 	must(t, f.SetSuspended(ctx, alice, true))
 	if s, err := f.Authenticate(ctx, tokens.Access); err != nil || s.Locked || !s.Suspended {
 		t.Errorf("session of a suspended account: %+v, %v", s, err)

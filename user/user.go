@@ -76,6 +76,7 @@ type Service struct {
 	onDevicesRemoved   []DevicesRemoved
 	onDeviceRenamed    func(ctx context.Context, user mxid.UserID, device mxid.DeviceID)
 	onPushRulesChanged []func(mxid.UserID)
+	onLocked           []func(mxid.UserID)
 	onDeactivated      []func(ctx context.Context, u mxid.UserID, uid intern.UID, erase bool) error
 }
 
@@ -134,6 +135,11 @@ func (s *Service) OnDevicesRemoved(f func(tx *storage.Tx, user mxid.UserID, uid 
 func (s *Service) OnDeviceRenamed(f func(ctx context.Context, user mxid.UserID, device mxid.DeviceID)) {
 	s.onDeviceRenamed = f
 }
+
+// OnLocked registers who is told, after the fact, that an account was locked:
+// what its user is doing without asking this server again must end. Call before
+// use.
+func (s *Service) OnLocked(f func(mxid.UserID)) { s.onLocked = append(s.onLocked, f) }
 
 // OnPushRulesChanged registers who is told, after the fact, that a user's push
 // rules are others now. Call before use.

@@ -49,6 +49,10 @@ func (s *Service) Deactivated(_ context.Context, u mxid.UserID, _ intern.UID, _ 
 	return nil
 }
 
+// Locked ends the calls of an account that has been locked. For
+// user.Service.OnLocked.
+func (s *Service) Locked(u mxid.UserID) { s.out(u, func(*place) bool { return true }) }
+
 func (s *Service) out(u mxid.UserID, fits func(*place) bool) {
 	g := s.places
 	s.revoke(g.take(func() map[*place]struct{} { return g.users[u] }, fits))

@@ -301,6 +301,7 @@ func TestRevocation(t *testing.T) {
 		}, true, true, true},
 		"another room": {func(w *world) { w.svc.Left("!other:example.org", alice) }, false, false, false},
 		"logout":       {func(w *world) { w.svc.out(alice, func(p *place) bool { return p.device == "PHONE" }) }, true, false, false},
+		"locked":       {func(w *world) { w.svc.Locked(alice) }, true, true, false},
 		"deactivated":  {func(w *world) { _ = w.svc.Deactivated(context.Background(), alice, 1, true) }, true, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -44,10 +44,13 @@ func (n *Node) openRTC(e *echo.Echo) error {
 		s.RegisterFederation(e, n.fed)
 	}
 	n.calls.presence = s
-	n.rooms.OnLeave(s.Left)
+	n.rooms.OnLeave(n.left(s))
+	n.serveCascade(e, n.fed, s)
 	n.users.OnDevicesRemoved(s.DevicesRemoved)
 	n.users.OnDeactivated(s.Deactivated)
+	n.users.OnLocked(s.Locked)
 	if n.calls.turn != nil {
+		n.users.OnLocked(func(u mxid.UserID) { n.calls.turn.Revoke(oneToOne(u)) })
 		n.users.OnDevicesRemoved(n.calls.turn.loggedOut)
 		n.users.OnDeactivated(n.calls.turn.deactivated)
 	}
