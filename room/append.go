@@ -104,9 +104,7 @@ func (w *work) addLive(pdu gomatrixserverlib.PDU, before statetree.Root, flags F
 	if flags&hidden != 0 {
 		ev.meta.current = ev.meta.after
 		err := w.store(ev, stored)
-		if flags&FlagSoftFailed != 0 {
-			w.stickFailed(ev)
-		}
+		w.hide(ev)
 		return ev, err
 	}
 	old := w.sum.root
@@ -149,8 +147,12 @@ func (w *work) addPast(pdu gomatrixserverlib.PDU, before statetree.Root, flags F
 	if flags&hidden == 0 {
 		ev.Ord, ev.meta.ord = ord, ord
 	}
-	if err := w.store(ev, stored); err != nil || flags&hidden != 0 {
+	if err := w.store(ev, stored); err != nil {
 		return ev, err
+	}
+	if flags&hidden != 0 {
+		w.hide(ev)
+		return ev, nil
 	}
 	w.stick(ev)
 	if err := w.relate(ev); err != nil {

@@ -108,7 +108,17 @@ func (w *work) isStuck(n Num) bool {
 	return r != nil && slices.ContainsFunc(r.events, is)
 }
 
-// unstick ends the stickiness of an event that is redacted.
+// hide notes that an event fails the rules: at its place, so that it is shown no
+// longer if it was without one, or only by the current state, which may change.
+func (w *work) hide(ev *Event) {
+	if ev.Flags&FlagRejected != 0 {
+		w.unstick(ev)
+	} else {
+		w.stickFailed(ev)
+	}
+}
+
+// unstick ends the stickiness of an event that is redacted or rejected.
 func (w *work) unstick(ev *Event) {
 	if eventform.Sticky(ev.JSON) == eventform.NotSticky {
 		return

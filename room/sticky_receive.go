@@ -10,19 +10,20 @@ import (
 	"parley/storage"
 )
 
-// receiveOldSticky takes in a sticky event from before this server came into
-// the room, whose prev events aren't here: servers send those that are sticky
-// still to a server that joins. It gets no place in the timeline and the graph
-// (history may give it one later) and is judged by its own auth events and by
-// the current state, so that no state of the past has to be fetched for each of
-// them. taken is false if the event has to go the way of others.
+// receiveOldSticky takes in a sticky event that isn't ahead of the room and
+// whose prev events aren't here: servers send those that are sticky still to a
+// server that joins. It gets no place in the timeline and the graph, or what
+// came before it would have to be fetched and would look new; history, or an
+// event that builds on it, may give it one later. It is judged by its own auth
+// events and by the current state. taken is false if the event has to go the way
+// of others.
 // spec: MSC4354, "Federation behaviour"
 func (s *Service) receiveOldSticky(ctx context.Context, h *hot, f *eventform.Form, pdu gomatrixserverlib.PDU) (taken bool, err error) {
 	if f.IsState() || f.Type == typeRedaction || eventform.Sticky(f.JSON) == eventform.NotSticky {
 		return false, nil
 	}
-	oldest, err := s.minDepth(ctx, h)
-	if err != nil || f.Depth >= oldest {
+	sn, err := h.snapshot(ctx)
+	if err != nil || f.Depth > sn.sum.depth {
 		return false, err
 	}
 	return ask(ctx, s, h.rid, func(w *work) (bool, error) { return w.takeOldSticky(pdu) })

@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/tidwall/sjson"
 
 	"parley/internal/httpx"
 	"parley/internal/mxid"
@@ -164,6 +168,95 @@ func TestStickyForANewServer(t *testing.T) {
 		}
 		f.converged(room, sa, sb, sc)
 	}
+}
+
+// A server that comes back isn't told of what was said meanwhile as if it were
+// new, because of the sticky events among it.
+func TestStickyForAServerThatComesBack(t *testing.T) {
+	f := newFarm(t, sa, sb)
+	a, b := f.nodes[sa], f.nodes[sb]
+	room := together(f, "12")
+	b.ok(b.s.Leave(b.ctx, MembershipParams{Room: room, Sender: dave, Target: dave}))
+	f.pump()
+	for i := range 8 {
+		a.say(room, alice, fmt.Sprint("meanwhile ", i))
+		a.stick(room, alice, fmt.Sprint("s", i), time.Hour)
+	}
+	before := len(b.timeline(room))
+	b.ok(b.joinVia(room, dave, sa))
+	f.pump()
+	got := b.stuck(room)
+	slices.Sort(got)
+	if want := []string{"s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7"}; !slices.Equal(got, want) {
+		t.Errorf("sticky: %q", got)
+	}
+	if now := len(b.timeline(room)); now != before+1 {
+		t.Errorf("%d events came with the join", now-before)
+	}
+	if n := b.extremities(room); n != 1 {
+		t.Errorf("%d ends of the graph", n)
+	}
+	f.converged(room, sa, sb)
+	// What they stand on is fetched when somebody pages back.
+	for range 5 {
+		_, err := b.s.Messages(b.ctx, MessagesParams{Room: room, User: dave, Backwards: true, Limit: 100})
+		b.ok(err)
+	}
+	b.wantStuck("after the history", room, got...)
+	f.converged(room, sa, sb)
+}
+
+// A sticky event that was taken in without its past, and turns out to have been
+// forbidden there, is shown no longer.
+func TestStickyRejectedLater(t *testing.T) {
+	f := newFarm(t, sa, sb)
+	a, b := f.nodes[sa], f.nodes[sb]
+	room := a.create(CreateParams{Public: true})
+	a.ok(a.state(room, alice, typePowerLevels, "", withEvent(a.current(room, typePowerLevels, ""), "m.member", 50)))
+	b.ok(b.joinVia(room, dave, sa))
+	f.pump()
+	// Dave's server says that he was in a call before that was allowed.
+	a.ok(a.state(room, alice, typePowerLevels, "", withEvent(a.current(room, typePowerLevels, ""), "m.member", 0)))
+	f.pump()
+	var pdu gomatrixserverlib.PDU
+	b.work(room, func(w *work) error {
+		member, err := w.get(w.sum.root, typeMember, string(dave))
+		if err != nil {
+			return err
+		}
+		now, err := w.get(w.sum.root, typePowerLevels, "")
+		if err != nil {
+			return err
+		}
+		proto := &gomatrixserverlib.ProtoEvent{SenderID: string(dave), RoomID: string(room), Type: "m.member", Version: w.h.impl, Depth: member.Depth + 1,
+			Content: []byte(`{"name":"x"}`), PrevEvents: []string{string(member.ID)}, AuthEvents: []string{string(now.ID), string(member.ID)}}
+		pdu, err = eventform.BuildSticky(proto, w.now, 3600_000, b.s.cfg.Signer)
+		return err
+	})
+	a.work(room, func(w *work) error {
+		taken, err := w.takeOldSticky(pdu)
+		if err == nil && !taken {
+			err = fmt.Errorf("not taken")
+		}
+		return err
+	})
+	a.wantStuck("without its past", room, "x")
+	ev := a.receive(room, pdu)
+	if ev.Flags&FlagRejected == 0 {
+		t.Fatalf("flags %b", ev.Flags)
+	}
+	a.wantStuck("with its past", room)
+	a.restart()
+	a.wantStuck("after a restart", room)
+}
+
+// withEvent sets what an event type needs in power levels.
+func withEvent(levels, typ string, n int) string {
+	out, err := sjson.Set(levels, "events."+strings.ReplaceAll(typ, ".", "\\."), n)
+	if err != nil {
+		panic(err)
+	}
+	return out
 }
 
 // An event that the current state forbids is taken in once it allows it.
