@@ -7,7 +7,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"parley/clientapi/rtc"
 	"parley/sfu"
+	"parley/sfu/cascade"
 	"parley/sfu/media"
 	"parley/sfu/signal"
 	"parley/sfu/transport"
@@ -28,7 +30,9 @@ type calls struct {
 	handler http.Handler
 	// presence is told who takes part; nil tells nobody.
 	presence sfu.Presence
-	turn     *relays      // nil: no TURN
+	turn     *relays          // nil: no TURN
+	cascade  *cascade.Service // nil: calls stay on this server
+	rtc      atomic.Pointer[rtc.Service]
 	ice      *iceListener // nil: no ICE over TCP
 }
 
@@ -67,12 +71,14 @@ func (n *Node) openCalls(Options) error {
 	if err != nil {
 		return err
 	}
+	engine := media.NewEngine(media.Config{Transport: t, Log: n.log, Clock: n.clk, Together: n.cfg.CallsCascade})
 	cfg := sfu.Config{
-		Media:  sfu.NewMedia(media.NewEngine(media.Config{Transport: t, Log: n.log, Clock: n.clk})),
+		Media:  sfu.NewMedia(engine),
 		Tokens: c.tokens, Data: signal.Packets{}, Presence: c, Clock: n.clk, Log: n.log}
 	if c.turn != nil {
 		cfg.ICEServers = c.turn.iceServers
 	}
+	cfg.Cascade = n.openCascade(c, engine)
 	c.server = sfu.NewServer(cfg)
 	clients := signal.New(signal.Config{Server: c.server, Tokens: c.tokens, Clock: n.clk, Log: n.log})
 	n.onClose(func() error {

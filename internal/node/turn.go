@@ -174,16 +174,13 @@ func (n *Node) httpsPort(addrs []netip.Addr) uint16 {
 }
 
 // iceServers are what a participant of a call gets besides the candidates of
-// the SFU: relays on the port of HTTPS. Relays by UDP would need the port that
-// the SFU itself is reached at; they are for clients that want nothing else.
+// the SFU: relays that lead to it.
 func (r *relays) iceServers(identity string) []sfu.ICEServer {
-	urls := r.streams
-	if len(urls) == 0 {
-		urls = r.datagrams
-	}
 	c := r.Credentials(inCall(identity), inCall(identity), turn.Calls)
-	return []sfu.ICEServer{{URLs: urls, Username: c.Username, Credential: c.Password}}
+	return []sfu.ICEServer{{URLs: r.urls(), Username: c.Username, Credential: c.Password}}
 }
+
+func (r *relays) urls() []string { return slices.Concat(r.datagrams, r.streams) }
 
 // inCall, oneToOne and deviceOf name whose relays they are.
 func inCall(identity string) string    { return "call " + identity }
@@ -195,7 +192,7 @@ func deviceOf(user mxid.UserID, d mxid.DeviceID) string {
 // forUser are the relays of a user's one-to-one calls.
 func (r *relays) forUser(u mxid.UserID, d mxid.DeviceID) clientapi.TURNServer {
 	c := r.Credentials(oneToOne(u), deviceOf(u, d), turn.Peers)
-	return clientapi.TURNServer{URIs: append(append([]string{}, r.datagrams...), r.streams...), Username: c.Username, Password: c.Password,
+	return clientapi.TURNServer{URIs: r.urls(), Username: c.Username, Password: c.Password,
 		TTL: int64(turn.Lifetime.Seconds())}
 }
 

@@ -153,6 +153,7 @@ func (s *Server) start() {
 	c.ListenHTTPS, c.TLSCert, c.TLSKey = s.home().String(), crt, key
 	c.TrustedCAs = []string{filepath.Join(s.net.dir, "ca", "ca.crt")}
 	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
+	c.CallsCascade = true
 	c.FederationAllow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	c.PasswordMemory, c.RateLimits, c.LogLevel = 64<<10, false, "debug"
 	s.Node, err = node.New(context.Background(), node.Options{Config: c, Clock: s.net.Clock, LogTo: s.log, Resolver: s})

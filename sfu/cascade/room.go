@@ -24,7 +24,8 @@ type room struct {
 	sids    map[uint32]string // tracks of locals, by number
 	sources map[uint32][maxLayers]uint32
 	peers   map[mxid.ServerName]*presence
-	asked   bool // Rooms.Servers is under way
+	asked   bool      // Rooms.Servers is under way
+	looked  time.Time // when discover was last called
 }
 
 // presence is a call on the link to one server.
@@ -125,6 +126,7 @@ func (r *room) forget(n uint32) {
 func (r *room) discover() {
 	s := r.s
 	now := s.now()
+	r.looked = now
 	for i, until := range s.interest {
 		if i.alias == r.alias {
 			delete(s.interest, i)
@@ -228,9 +230,6 @@ func (r *room) closed() {
 
 // recheck asks again whether the servers may take part.
 func (r *room) recheck() {
-	if len(r.locals) > 0 {
-		r.discover()
-	}
 	for name, p := range r.peers {
 		r.s.spawn(func(ctx context.Context) {
 			users, err := r.s.cfg.Rooms.Standing(ctx, r.alias, name)
@@ -250,12 +249,15 @@ func (r *room) recheck() {
 
 // sweep tells digests and looks again for what was missing.
 func (r *room) sweep(now time.Time) {
+	r.recheck()
+	if len(r.locals) > 0 && now.Sub(r.looked) >= discoverTime {
+		r.discover()
+	}
 	for _, p := range r.peers {
 		if p.told && now.Sub(p.digest) >= digestEvery {
 			p.digest = now
 			p.send(p.ledger.digest())
 		}
-		p.reveal()
 	}
 }
 

@@ -32,8 +32,10 @@ const (
 	// maxInterest how many of those.
 	interestFor = 5 * time.Minute
 	maxInterest = 10_000
-	// sweepTime is between two looks at what has to be asked again.
-	sweepTime = 2 * time.Second
+	// sweepTime is between two looks at who may take part, discoverTime
+	// between two at who does.
+	sweepTime    = time.Second
+	discoverTime = 5 * time.Second
 	// digestEvery is between two digests of a call.
 	digestEvery = 15 * time.Second
 )
@@ -150,12 +152,14 @@ func (s *Service) Hint(alias string, server mxid.ServerName) {
 	})
 }
 
-// Recheck asks again who may take part in a call: members or access lists of
-// its room have changed.
-func (s *Service) Recheck(alias string) {
+// Recheck asks at once who may take part in the calls that of picks: members or
+// access lists of their room have changed. of must not block.
+func (s *Service) Recheck(of func(alias string) bool) {
 	s.post(func() {
-		if r := s.calls[alias]; r != nil {
-			r.recheck()
+		for alias, r := range s.calls {
+			if of(alias) {
+				r.recheck()
+			}
 		}
 	})
 }
