@@ -26,6 +26,7 @@ type mini struct {
 	mu      sync.Mutex
 	conn    *net.UDPConn
 	silent  atomic.Bool         // doesn't answer checks
+	from    netip.AddrPort      // of the last datagram
 	drop    func(b []byte) bool // datagrams that get lost on the way in
 	answers chan *stun.Message  // to its checks
 	packets chan []byte         // RTP and RTCP, sealed
@@ -85,6 +86,7 @@ func (m *mini) read(conn *net.UDPConn) {
 		}
 		b := append([]byte(nil), buf[:n]...)
 		m.mu.Lock()
+		m.from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		current, lost := conn == m.conn, m.drop != nil && m.drop(b)
 		m.mu.Unlock()
 		if lost {

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -374,13 +375,26 @@ func TestBrowserOverTCP(t *testing.T) {
 }
 
 func TestWildcardAddress(t *testing.T) {
-	for _, listen := range []string{"0.0.0.0:0", "[::]:0"} {
-		t.Run(listen, func(t *testing.T) {
+	for _, tc := range []struct {
+		listen, address string
+		network         webrtc.NetworkType
+	}{
+		{"0.0.0.0:0", "127.0.0.1", webrtc.NetworkTypeUDP4},
+		{"[::]:0", "127.0.0.1", webrtc.NetworkTypeUDP4},
+		{"[::]:0", "::1", webrtc.NetworkTypeUDP6},
+		{"[::1]:0", "::1", webrtc.NetworkTypeUDP6},
+	} {
+		t.Run(tc.listen+" "+tc.address, func(t *testing.T) {
+			if l, err := net.Listen("tcp6", "[::1]:0"); err == nil {
+				l.Close()
+			} else if tc.network == webrtc.NetworkTypeUDP6 {
+				t.Skip("no IPv6 here")
+			}
 			srv := openServer(t, func(cfg *Config) {
-				cfg.Listen = netip.MustParseAddrPort(listen)
-				cfg.Advertise = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+				cfg.Listen, cfg.Loopback = netip.MustParseAddrPort(tc.listen), false
+				cfg.Advertise = []netip.Addr{netip.MustParseAddr(tc.address)}
 			})
-			r, b := newRecorder(), newBrowser(t)
+			r, b := newRecorder(), newBrowser(t, tc.network)
 			c := newConn(srv, 1, r)
 			b.negotiate(srv, c, "passive", false)
 			r.untilState(t, StateConnected)
