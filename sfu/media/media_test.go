@@ -297,3 +297,160 @@ func (s *source) setLevel(l uint8) {
 	defer s.mu.Unlock()
 	s.level = l
 }
+
+// TestCrowd: everybody hears everybody, also who comes late and when some leave.
+func TestCrowd(t *testing.T) {
+	b := newTestbed(t)
+	var people []*client
+	mics := map[string]*source{}
+	arrive := func(name string, dual bool) {
+		c := b.join("PA_"+name, dual)
+		people = append(people, c)
+		mics[name] = c.publish("TR_"+name, false)
+		for other, m := range mics {
+			for _, p := range people {
+				if p.sid != "PA_"+other {
+					must(t, p.peer.Subscribe(m.track, "PA_"+other))
+				}
+			}
+		}
+		for range 2 { // a line that was just freed is used the second time
+			for _, p := range people {
+				if p.peer.cfg.Dual {
+					p.takeOffer(false)
+				} else {
+					p.negotiate()
+				}
+			}
+		}
+	}
+	for i, name := range []string{"a", "b", "c", "d", "e"} {
+		arrive(name, i%2 == 1)
+	}
+	everybody := func() {
+		for name := range mics {
+			for _, p := range people {
+				if p.sid != "PA_"+name {
+					p.hears("TR_"+name, 5)
+				}
+			}
+		}
+	}
+	everybody()
+	mics["a"].end()
+	people[0].peer.Close()
+	people, mics["a"] = people[1:], nil
+	delete(mics, "a")
+	arrive("f", false)
+	everybody()
+}
+
+// TestRefusals are what a participant may not do.
+func TestRefusals(t *testing.T) {
+	b := newTestbed(t)
+	alice := b.join("PA_alice", false)
+	for _, offer := range []string{"", "v=0\r\n", "nonsense"} {
+		if _, err := alice.peer.Answer(offer); err == nil {
+			t.Errorf("%q was answered", offer)
+		}
+	}
+	for i := range maxTracks {
+		_, err := alice.peer.Publish(TrackSpec{ID: string(rune('a' + i)), Kind: Video})
+		must(t, err)
+	}
+	if _, err := alice.peer.Publish(TrackSpec{ID: "one more"}); err != ErrTooMany {
+		t.Errorf("too many tracks: %v", err)
+	}
+	if _, err := alice.peer.Publish(TrackSpec{ID: "a"}); err != ErrExists {
+		t.Errorf("the same track: %v", err)
+	}
+	mic := alice.publishable(t)
+	other := b.engine.NewRoom(RoomEvents{})
+	stranger, err := other.NewPeer(PeerConfig{SID: "PA_stranger"})
+	must(t, err)
+	if err := stranger.Subscribe(mic, "PA_alice"); err != ErrNotReady {
+		t.Errorf("a track of another room: %v", err)
+	}
+	other.Close()
+	if _, err := other.NewPeer(PeerConfig{}); err != ErrClosed {
+		t.Errorf("a closed room: %v", err)
+	}
+	alice.peer.Close()
+	alice.peer.Close()
+	if _, err := alice.peer.Publish(TrackSpec{}); err != ErrClosed {
+		t.Errorf("publish: %v", err)
+	}
+	if _, err := alice.peer.Answer(someSDP(t)); err != ErrClosed {
+		t.Errorf("answer: %v", err)
+	}
+	if err := alice.peer.Subscribe(mic, ""); err != ErrClosed {
+		t.Errorf("subscribe: %v", err)
+	}
+	alice.peer.SetPreference(mic, Preference{})
+	alice.peer.Unsubscribe(mic)
+	alice.peer.Unpublish("a")
+}
+
+// publishable makes room for a sound track among the announced and brings it.
+func (c *client) publishable(t *testing.T) *Track {
+	t.Helper()
+	for i := range maxTracks {
+		c.peer.Unpublish(string(rune('a' + i)))
+	}
+	return c.publish("TR_mic", false).track
+}
+
+func someSDP(t *testing.T) string {
+	t.Helper()
+	pc, sdp, err := someOffer()
+	must(t, err)
+	must(t, pc.Close())
+	return sdp
+}
+
+// TestUnsupported: who can't decode a track is told so, and nothing flows.
+func TestUnsupported(t *testing.T) {
+	b := newTestbed(t)
+	alice := b.join("PA_alice", false)
+	cam := alice.publish("TR_cam", true)
+	told := make(chan *Track, 1)
+	p, err := b.room.NewPeer(PeerConfig{SID: "PA_bob", Events: PeerEvents{Unsupported: func(t *Track) { told <- t }}})
+	must(t, err)
+	must(t, p.Subscribe(cam.track, "PA_alice"))
+	pc, err := newPC()
+	must(t, err)
+	t.Cleanup(func() { _ = pc.Close() })
+	tr, err := pc.AddTransceiverFromKind(webrtc.RTPCodecTypeVideo, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionRecvonly})
+	must(t, err)
+	must(t, tr.SetCodecPreferences([]webrtc.RTPCodecParameters{{PayloadType: 45,
+		RTPCodecCapability: webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeAV1, ClockRate: 90000}}}))
+	o, err := pc.CreateOffer(nil)
+	must(t, err)
+	gathered := webrtc.GatheringCompletePromise(pc)
+	must(t, pc.SetLocalDescription(o))
+	<-gathered
+	a, err := p.Answer(pc.LocalDescription().SDP)
+	must(t, err)
+	if got := next(t, "the refusal", told, nil); got != cam.track || len(a.MidToTrack) != 0 || a.Missing != (Sections{}) {
+		t.Errorf("%v %+v", got, a)
+	}
+}
+
+// TestServerClose: control calls after the transport's end return.
+func TestServerClose(t *testing.T) {
+	b := newTestbed(t)
+	alice, bob := b.join("PA_alice", false), b.join("PA_bob", true)
+	mic := alice.publish("TR_mic", false)
+	alice.connected()
+	b.server.Close()
+	next(t, "the end", alice.states, func(s State) bool { return s == Closed })
+	must(t, bob.peer.Subscribe(mic.track, "PA_alice"))
+	if _, err := bob.peer.Offer(true); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.room.NewPeer(PeerConfig{SID: "PA_carol"}); err != nil {
+		t.Error(err)
+	}
+	alice.peer.SendData(true, []byte("x"))
+	alice.peer.Unpublish("TR_mic")
+}
