@@ -177,12 +177,17 @@ func (p *Peer) Answer(offer string) (media.Answer, error) {
 	var events []func()
 	for mid, section := range strings.Split(offer, "\nm=")[1:] {
 		kind, _, _ := strings.Cut(section, " ")
-		_, cid, sends := strings.Cut(section, "a=msid:- ")
-		if !sends {
+		_, cid, sends := strings.Cut(section, "a=msid:")
+		cid, _, _ = strings.Cut(cid, "\r")
+		_, cid, _ = strings.Cut(cid, " ")
+		switch id := p.on(fmt.Sprint(mid)); {
+		case sends:
+			events = append(events, p.section(fmt.Sprint(mid), cid, strings.Contains(section, "a=inactive"))...)
+		case id != "":
+			events = append(events, func() { p.Config.Events.Unpublished(id) })
+		case strings.Contains(section, "a=recvonly"):
 			free[kind] = append(free[kind], fmt.Sprint(mid))
-			continue
 		}
-		events = append(events, p.section(fmt.Sprint(mid), strings.TrimSpace(cid), strings.Contains(section, "a=inactive"))...)
 	}
 	a.Missing = p.place(free, a.MidToTrack)
 	unlock()
@@ -190,6 +195,16 @@ func (p *Peer) Answer(offer string) (media.Answer, error) {
 		f()
 	}
 	return a, nil
+}
+
+// on is the track that is sent on an m-line, if any.
+func (p *Peer) on(mid string) string {
+	for _, s := range p.specs {
+		if p.mids[s.ID] == mid {
+			return s.ID
+		}
+	}
+	return ""
 }
 
 // section takes an m-line on which the client sends.

@@ -53,7 +53,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) token(identity string) string {
 	w.t.Helper()
-	s, err := w.tokens.Mint(sfu.Grant{Room: "room", Identity: identity, CanPublish: true, CanSubscribe: true, CanPublishData: true,
+	s, err := w.tokens.Mint(sfu.Grant{Room: "room", Identity: identity, Name: identity, CanPublish: true, CanSubscribe: true, CanPublishData: true,
 		CanUpdateMetadata: true, Expires: w.clk.Now().Add(time.Hour)})
 	if err != nil {
 		w.t.Fatal(err)
@@ -87,6 +87,7 @@ type client struct {
 	t    *testing.T
 	ws   *websocket.Conn
 	text bool
+	more chan struct{} // something came, or the end
 
 	mu  sync.Mutex
 	got []*wire.SignalResponse
@@ -104,7 +105,7 @@ func (w *world) dial(path string, q url.Values) (*client, int) {
 		return nil, resp.StatusCode
 	}
 	ws.SetReadLimit(1 << 20)
-	c := &client{t: w.t, ws: ws}
+	c := &client{t: w.t, ws: ws, more: make(chan struct{}, 1)}
 	go c.readAll()
 	w.t.Cleanup(func() { _ = ws.CloseNow() })
 	return c, http.StatusSwitchingProtocols
@@ -120,13 +121,18 @@ func (c *client) readAll() {
 			err = proto.Unmarshal(frame, m)
 		}
 		c.mu.Lock()
+		if err == nil {
+			c.got = append(c.got, m)
+		}
+		c.end = err
+		c.mu.Unlock()
+		select {
+		case c.more <- struct{}{}:
+		default:
+		}
 		if err != nil {
-			c.end = err
-			c.mu.Unlock()
 			return
 		}
-		c.got = append(c.got, m)
-		c.mu.Unlock()
 	}
 }
 
