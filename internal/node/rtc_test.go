@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +37,15 @@ func startCalls(t *testing.T) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.DataDir, c.ListenClient, c.ListenHTTPS, c.ListenMetrics = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", ""
+	// Clients are told the port of HTTPS, so it must be known before.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		err = l.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DataDir, c.ListenClient, c.ListenHTTPS, c.ListenMetrics = t.TempDir(), "127.0.0.1:0", l.Addr().String(), ""
 	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
 	c.RegistrationOpen, c.PasswordMemory, c.LogLevel = true, 64<<10, "debug"
 	s := &server{dir: c.DataDir, log: &lockedBuffer{}}
@@ -230,59 +239,72 @@ func TestDelegatedLeave(t *testing.T) {
 	})
 }
 
-// TestRelayOnlyCall: a client that uses nothing but relays, over UDP on the port
-// of the SFU and over the port of HTTPS, gets its media connection.
-func TestRelayOnlyCall(t *testing.T) {
+// TestWaysOfMedia: a client that uses nothing but relays, over UDP on the port of
+// the SFU or over TCP on that of HTTPS, gets its media connection, and one
+// without UDP gets it on the port of HTTPS.
+func TestWaysOfMedia(t *testing.T) {
 	s := startCalls(t)
 	p := newCaller(t, s, "alice")
 	p.create()
-	https := strings.TrimPrefix(s.metrics, "https://")
-	for _, way := range []string{"udp", "tcp"} {
+	for way, want := range map[string]webrtc.ICECandidateType{"transport=udp": webrtc.ICECandidateTypeRelay, "transport=tcp": webrtc.ICECandidateTypeRelay,
+		"ICE-TCP": webrtc.ICECandidateTypeHost} {
 		t.Run(way, func(t *testing.T) {
 			_, jwt := p.enter(nil)
 			ws := dialSignalling(t, "ws"+strings.TrimPrefix(s.http, "http")+"/livekit/sfu", jwt)
 			ice := ws.next().GetJoin().GetIceServers()[0]
-			urls := ice.GetUrls()
-			if way == "tcp" {
-				urls = []string{"turn:" + https + "?transport=tcp"}
+			var engine webrtc.SettingEngine
+			engine.SetIncludeLoopbackCandidate(true)
+			conf := webrtc.Configuration{}
+			if want == webrtc.ICECandidateTypeRelay {
+				urls := slices.DeleteFunc(slices.Clone(ice.GetUrls()), func(u string) bool { return !strings.HasSuffix(u, way) })
+				conf.ICETransportPolicy = webrtc.ICETransportPolicyRelay
+				conf.ICEServers = []webrtc.ICEServer{{URLs: urls, Username: ice.GetUsername(), Credential: ice.GetCredential()}}
+			} else {
+				engine.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeTCP4})
 			}
-			pc, err := webrtc.NewPeerConnection(webrtc.Configuration{ICETransportPolicy: webrtc.ICETransportPolicyRelay,
-				ICEServers: []webrtc.ICEServer{{URLs: urls, Username: ice.GetUsername(), Credential: ice.GetCredential()}}})
+			pc, err := webrtc.NewAPI(webrtc.WithSettingEngine(engine)).NewPeerConnection(conf)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer pc.Close()
-			connected := make(chan struct{})
-			pc.OnConnectionStateChange(func(st webrtc.PeerConnectionState) {
-				if st == webrtc.PeerConnectionStateConnected {
-					close(connected)
-				}
-			})
-			var offer *wire.SessionDescription
-			for offer == nil {
-				offer = ws.next().GetOffer()
-			}
-			if err := pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: offer.GetSdp()}); err != nil {
-				t.Fatal(err)
-			}
-			answer, err := pc.CreateAnswer(nil)
-			if err == nil {
-				err = pc.SetLocalDescription(answer)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			ws.send(&wire.SignalRequest{Message: &wire.SignalRequest_Answer{Answer: &wire.SessionDescription{Type: "answer", Sdp: answer.SDP, Id: offer.GetId()}}})
-			select {
-			case <-connected:
-			case <-time.After(time.Minute):
-				t.Fatal("no connection")
-			}
+			ws.connect(pc)
 			pair, err := pc.SCTP().Transport().ICETransport().GetSelectedCandidatePair()
-			if err != nil || pair.Local.Typ != webrtc.ICECandidateTypeRelay {
+			if err != nil || pair.Local.Typ != want && pair.Local.Typ != webrtc.ICECandidateTypePrflx ||
+				(pair.Remote.Protocol == webrtc.ICEProtocolTCP) != (way == "ICE-TCP") {
 				t.Errorf("%v %v", pair, err)
 			}
 		})
+	}
+}
+
+// connect answers the server's offer and waits for the connection.
+func (s *signalling) connect(pc *webrtc.PeerConnection) {
+	s.t.Helper()
+	connected := make(chan struct{})
+	pc.OnConnectionStateChange(func(st webrtc.PeerConnectionState) {
+		if st == webrtc.PeerConnectionStateConnected {
+			close(connected)
+		}
+	})
+	var offer *wire.SessionDescription
+	for offer == nil {
+		offer = s.next().GetOffer()
+	}
+	if err := pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: offer.GetSdp()}); err != nil {
+		s.t.Fatal(err)
+	}
+	answer, err := pc.CreateAnswer(nil)
+	if err == nil {
+		err = pc.SetLocalDescription(answer)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.send(&wire.SignalRequest{Message: &wire.SignalRequest_Answer{Answer: &wire.SessionDescription{Type: "answer", Sdp: answer.SDP, Id: offer.GetId()}}})
+	select {
+	case <-connected:
+	case <-time.After(time.Minute):
+		s.t.Fatal("no connection")
 	}
 }
 
