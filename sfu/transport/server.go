@@ -100,6 +100,15 @@ func (srv *Server) listen(cfg Config) error {
 	if !addr.IsValid() {
 		addr = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
 	}
+	if n > 1 && addr.Port() != 0 {
+		// Sockets that share a port share it with other processes as well:
+		// make sure that it is free.
+		probe, err := openSocket(addr, false)
+		if err != nil {
+			return err
+		}
+		probe.close()
+	}
 	for i := range n {
 		sock, err := openSocket(addr, n > 1)
 		if err != nil {

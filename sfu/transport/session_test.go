@@ -321,3 +321,18 @@ func TestGoroutines(t *testing.T) {
 	on(c.Shard(), c.Close)
 	eventually(t, "the association to end", func() bool { return count("sctpConn") == 0 })
 }
+
+func TestPortInUse(t *testing.T) {
+	srv := openServer(t, nil)
+	addr := srv.shards[0].sock.addr()
+	if second, err := Open(Config{Listen: addr, Shards: 2}); err == nil {
+		second.Close()
+		t.Fatal("two servers share a port")
+	}
+	srv.Close()
+	again, err := Open(Config{Listen: addr, Shards: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+}

@@ -17,6 +17,7 @@ import (
 const (
 	maxTCP          = 4096 // connections of a Server
 	tcpFirstTimeout = 10 * time.Second
+	tcpIdleTimeout  = 60 * time.Second // clients check far more often
 	tcpWriteTimeout = 10 * time.Second
 	tcpQueue        = 256 << 10 // bytes that wait to be written
 )
@@ -136,13 +137,18 @@ func (t *tcpStream) read() {
 	if owner == nil {
 		return
 	}
-	_ = t.conn.SetReadDeadline(time.Time{})
 	src := source{from: t.from, shard: owner, tcp: t}
 	p := t.srv.parcels.Get().(*parcel)
 	p.add(first[:n], &src)
-	for {
+	for taken := false; ; taken = true {
 		if !owner.post(p) {
 			t.srv.recycle(p)
+			if !taken {
+				return // the first check is lost, and nobody knows of us
+			}
+		}
+		if !t.extend(tcpIdleTimeout) {
+			return
 		}
 		p = t.srv.parcels.Get().(*parcel)
 		for p.n == 0 || p.n < parcelSize && frameBuffered(r) {
@@ -155,6 +161,13 @@ func (t *tcpStream) read() {
 			p.n++
 		}
 	}
+}
+
+// extend sets the time for the next packets; false when t was closed.
+func (t *tcpStream) extend(d time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.closed && t.conn.SetReadDeadline(time.Now().Add(d)) == nil
 }
 
 // write queues a packet; false when too much waits already. Shard only.
