@@ -189,6 +189,7 @@ func unstableDelay(err error) error {
 
 // throttleDelay limits those who have a token by user. The others by ID, since
 // one service may look after the events of many users, and loosely by address.
+// An ID that nobody has gets no budget, which would cost memory.
 func (a *API) throttleDelay(r *request) error {
 	if !a.cfg.Settings.RateLimits {
 		return nil
@@ -199,7 +200,10 @@ func (a *API) throttleDelay(r *request) error {
 	if err := a.limits.addr(limDelayAddr, r.c.RealIP()); err != nil {
 		return err
 	}
-	return a.limits.name(limDelay, r.params["delayId"])
+	if id := r.params["delayId"]; len(id) <= maxDelayID && a.rooms.Delays().Scheduled(id) {
+		return a.limits.name(limDelay, id)
+	}
+	return nil
 }
 
 func (a *API) actOnDelayed(r *request, action string) error {

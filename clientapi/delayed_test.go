@@ -194,6 +194,18 @@ func TestDelayedEventRates(t *testing.T) {
 		t.Error("guessing isn't limited")
 	}
 	alice.post(restart, nil).ok()
+
+	// Somebody who has the ID and hammers on it.
+	s.clock.Advance(20 * time.Second)
+	for spent = 0; spent < 200; spent++ {
+		if s.send("POST", restart, "", nil).Status == http.StatusTooManyRequests {
+			break
+		}
+	}
+	if spent < 20 || spent >= 200 {
+		t.Errorf("%d restarts of one event at once", spent)
+	}
+	alice.post(restart, nil).ok()
 }
 
 func TestStickyParameter(t *testing.T) {

@@ -216,6 +216,12 @@ func (d *Delays) keyOf(id string) delayKey {
 
 func errNoDelay() error { return httpx.NotFound("There is no such delayed event") }
 
+// Scheduled reports, from memory, whether there is a scheduled event with an ID.
+func (d *Delays) Scheduled(id string) bool {
+	_, ok := d.get(d.keyOf(id))
+	return ok
+}
+
 // OfTransaction is the ID that Schedule gave to a user's transaction; ok is
 // false if it is not known.
 func (d *Delays) OfTransaction(ctx context.Context, user mxid.UserID, txnKey string) (id string, ok bool, err error) {
