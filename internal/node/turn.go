@@ -100,6 +100,7 @@ func (n *Node) openTURN(t *transport.Server, foreign *atomic.Pointer[turn.Server
 		return nil, err
 	}
 	foreign.Store(r.Server)
+	n.metrics.Gauge("parley_turn_relays", "TURN relays that are open.", func() float64 { return float64(r.Relays()) })
 	n.onClose(r.Close)
 	r.streams, err = n.streamURLs(cfg.Addresses)
 	return r, err
