@@ -269,6 +269,8 @@ func TestRefusesBadDescriptions(t *testing.T) {
 		"no ufrag":       strings.ReplaceAll(string(raw), "a=ice-ufrag:EfNz\n", ""),
 		"short pwd":      strings.ReplaceAll(string(raw), "asd88fgpdd777uzjYhagZgab", "short"),
 		"no fingerprint": strings.ReplaceAll(string(raw), "sha-256", "sha-1"),
+		"no hexadecimal": strings.ReplaceAll(string(raw), "7B:8B", "7B:8X"),
+		"control bytes":  strings.Replace(string(raw), "a=mid:1", "a=mid:1\x01", 1),
 		"strange setup":  strings.ReplaceAll(string(raw), "a=setup:actpass", "a=setup:holdconn"),
 		"not bundled":    strings.Replace(string(raw), "a=group:BUNDLE 0 1 2\n", "", 1),
 		"too large":      string(raw) + strings.Repeat("a=x\n", MaxSize/4),
@@ -304,6 +306,56 @@ func TestRejectsSections(t *testing.T) {
 		}
 		if !strings.Contains(res.SDP, " 0 UDP/") && !strings.Contains(res.SDP, " 0 RTP/AVP ") || !strings.Contains(res.SDP, "a=candidate:1 1 udp") {
 			t.Errorf("%s:\n%s", name, res.SDP)
+		}
+	}
+}
+
+// TestDropsWhatItCannotEcho: a codec whose parameters hold other bytes than text
+// isn't taken; one of a payload type that RTCP uses neither.
+func TestDropsWhatItCannotEcho(t *testing.T) {
+	raw := string(mustRead(t, "testdata/chrome_join.sdp"))
+	for name, offer := range map[string]string{
+		"parameters":   strings.Replace(raw, "minptime=10", "minptime=\xff10", 1),
+		"long":         strings.Replace(raw, "minptime=10", strings.Repeat("minptime=10;", 200), 1),
+		"RTCP's types": strings.NewReplacer(" 111 ", " 72 ", ":111 ", ":72 ").Replace(raw),
+		"mono":         strings.Replace(raw, "opus/48000/2", "opus/48000", 1),
+	} {
+		d, err := Parse(offer)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if len(d.Media[0].Codecs) != 0 || d.Media[0].usable || len(d.Media[1].Codecs) == 0 {
+			t.Errorf("%s: %+v", name, d.Media[0].Codecs)
+		}
+	}
+}
+
+// TestLegacySimulcast: layers that are told by SSRCs alone keep their order.
+func TestLegacySimulcast(t *testing.T) {
+	raw := string(mustRead(t, "testdata/chrome_publish.sdp"))
+	i := strings.Index(raw, "a=rid:q send")
+	raw = raw[:i] + "a=ssrc:30 cname:x\na=ssrc:31 cname:x\na=ssrc:20 cname:x\na=ssrc:21 cname:x\na=ssrc:10 cname:x\na=ssrc:11 cname:x\n" +
+		"a=ssrc-group:FID 10 11\na=ssrc-group:FID 20 21\na=ssrc-group:FID 30 31\na=ssrc-group:SIM 10 20 30\n"
+	d, err := Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := d.Media[4]; !slices.Equal(m.Streams, []Stream{{10, 11}, {20, 21}, {30, 31}}) || len(m.RIDs) != 0 {
+		t.Errorf("%+v %v", m.Streams, m.RIDs)
+	}
+}
+
+// TestOpusParameters follow what was announced.
+func TestOpusParameters(t *testing.T) {
+	for want, r := range map[string]Receive{
+		"minptime=10;useinbandfec=1":                                            {},
+		"minptime=10;useinbandfec=1;usedtx=1":                                   {DTX: true},
+		"minptime=10;useinbandfec=1;stereo=1;maxaveragebitrate=510000":          {Stereo: true},
+		"minptime=10;useinbandfec=1;usedtx=1;stereo=1;maxaveragebitrate=510000": {DTX: true, Stereo: true},
+	} {
+		res, err := testSession().Answer(load(t, "chrome_publish"), testLocal, func(*Media) (Receive, bool) { return r, true })
+		if err != nil || !strings.Contains(res.SDP, "a=fmtp:111 "+want+"\r\n") {
+			t.Errorf("%+v: %v", r, err)
 		}
 	}
 }
