@@ -59,6 +59,7 @@ type DownTrack struct {
 	ts      uint32 // of it
 	at      int64  // when it had come
 	shift   uint32 // added to timestamps
+	squeeze squeeze
 	vp8     vp8Numbers
 	vp8Off  vp8Numbers // tl0 and key to take off
 	rtxSeq  uint16
@@ -250,12 +251,11 @@ func (d *DownTrack) enter(s *stream, live *slot, now int64) bool {
 		if live == nil {
 			return false
 		}
-		if -ahead > units(second/2, s.hertz) {
-			ahead = 0 // it can't be so old: it has just come
-			shift = d.ts - p.ts
+		if -ahead > units(second/2, s.hertz) { // it can't be so old: it has just come
+			shift = d.ts + 1 - p.ts
 		}
-		shift += uint32(1 - ahead)
 	}
+	d.squeeze = squeeze{on: ahead <= 0, after: d.ts, from: p.ts}
 	d.shift = shift
 	d.begin(s, p)
 	if d.current != s {
@@ -268,6 +268,34 @@ func (d *DownTrack) enter(s *stream, live *slot, now int64) bool {
 		}
 	}
 	return true
+}
+
+// squeeze keeps timestamps rising after a switch to a frame older than what was
+// sent: the first frames follow each other closely until the timeline, which
+// is not bent, has caught up.
+type squeeze struct {
+	on    bool
+	after uint32 // timestamp sent last before the switch
+	from  uint32 // timestamp of the stream at the switch
+}
+
+// closest is the least distance of frames in a squeeze, in timestamp units of
+// the stream for each unit that is sent.
+const closest = 256
+
+// stamp returns the timestamp that packet p goes out with.
+func (d *DownTrack) stamp(p *slot) uint32 {
+	ts := p.ts + d.shift
+	if !d.squeeze.on {
+		return ts
+	}
+	since := int32(p.ts - d.squeeze.from)
+	least := d.squeeze.after + 1 + uint32(since/closest)
+	if int32(ts-least) >= 0 {
+		d.squeeze.on = since < 1<<18
+		return ts
+	}
+	return least
 }
 
 // begin numbers the stream so that p follows what went out before.
@@ -356,7 +384,7 @@ func (d *DownTrack) trackMuted(muted bool, now int64) {
 func (d *DownTrack) emit(s *stream, p *slot, sp *span, now int64) {
 	seq := uint16(p.seq) - sp.seq
 	e := d.history.at(seq)
-	*e = sent{stream: s, source: p.seq, ts: p.ts + d.shift, seq: seq, marker: p.flags&slotMarker != 0}
+	*e = sent{stream: s, source: p.seq, ts: d.stamp(p), seq: seq, marker: p.flags&slotMarker != 0}
 	if d.track.svc && p.frame.is(frameEnd) && p.frame.sid == sp.sid {
 		e.marker = true
 	}
@@ -397,7 +425,7 @@ func (d *DownTrack) relay(s *stream, p *slot, now int64) {
 // for its number, but must not get its content.
 func (d *DownTrack) fill(p *slot, sp *span, now int64) {
 	if f := d.format(p); f != nil {
-		d.sub.pad(d, f.PT, d.ssrc, uint16(p.seq)-sp.seq, p.ts+d.shift, 1, now)
+		d.sub.pad(d, f.PT, d.ssrc, uint16(p.seq)-sp.seq, d.stamp(p), 1, now)
 	}
 }
 

@@ -222,6 +222,26 @@ func TestLipSync(t *testing.T) {
 	}
 }
 
+// TestSwitchKeepsTime checks that a switch does not bend the timeline however
+// unsteadily packets come.
+func TestSwitchKeepsTime(t *testing.T) {
+	c := newCall(t)
+	_, d, v := c.video(3, 1)
+	c.up.jitter = 80 * millisecond
+	c.run(4 * second)
+	first := v.skew // switches before the first sender reports go by arrival
+	for _, q := range []Quality{QualityLow, QualityHigh, QualityMedium, QualityHigh, QualityLow} {
+		d.SetPreference(Preference{Quality: q}, c.now)
+		c.run(3 * second)
+		if off := v.skew - first; off > 2*millisecond || off < -2*millisecond {
+			t.Errorf("timestamps are off by %d ms", off/millisecond)
+		}
+	}
+	if v.played < 17*25 {
+		t.Errorf("%d frames", v.played)
+	}
+}
+
 func TestSwitchWithoutSenderReports(t *testing.T) {
 	c := newCall(t)
 	_, d, v := c.video(3, 1)

@@ -396,6 +396,9 @@ type player struct {
 	paddings int
 	reports  []clockMap
 	latency  int64
+	firstTS  uint32
+	captured int64 // when the first frame was captured
+	skew     int64 // how far timestamps have gone otherwise than capture
 	noNACK   bool
 }
 
@@ -530,6 +533,14 @@ func (p *player) frame(from, to uint64) {
 		if p.picture >= 0 && key && p.played > 0 && (picture-p.picture)&0x7fff > 0x4000 {
 			p.w.t.Fatalf("picture numbers went from %d to %d", p.picture, picture)
 		}
+		if key && p.picture >= 0 && picture == (p.picture+1)&0x7fff && tl0 != (p.tl0+1)&255 {
+			p.w.t.Fatalf("TL0PICIDX went from %d to %d", p.tl0, tl0)
+		}
+		captured := int64(binary.BigEndian.Uint64(b[13:]))
+		if p.played == 0 {
+			p.firstTS, p.captured = h.ts, captured
+		}
+		p.skew = int64(int32(h.ts-p.firstTS))*second/90000 - (captured - p.captured)
 		p.wait = false
 		p.picture, p.tl0 = picture, tl0
 		p.layers[binary.BigEndian.Uint32(b[9:])]++
