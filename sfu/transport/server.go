@@ -57,10 +57,11 @@ func Open(cfg Config) (*Server, error) {
 	if srv.clock == nil {
 		srv.clock = clock.Real{}
 	}
-	srv.start = srv.clock.Now()
+	// Zero stands for never in times of shards.
+	srv.start = srv.clock.Now().Add(-time.Second)
 	srv.parcels.New = func() any { return new(parcel) }
 	srv.messages.New = func() any { return new([MaxMessage]byte) }
-	cert, err := newCertificate(srv.start)
+	cert, err := newCertificate(srv.clock.Now())
 	if err != nil {
 		return nil, err
 	}

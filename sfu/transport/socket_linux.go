@@ -131,14 +131,13 @@ func (s *socket) arm(t time.Time) { _ = s.conn.SetReadDeadline(t) }
 // read fills the receive batch and returns its length. When block is set it
 // waits for packets, wake or the time of arm; 0 then means one of these.
 func (s *socket) read(block bool) (int, error) {
-	for i := range s.n {
-		s.in[i].Hdr.Namelen = unix.SizeofSockaddrInet6
-	}
-	if s.n == 0 {
-		s.in[0].Hdr.Namelen = unix.SizeofSockaddrInet6
-	}
 	s.block, s.n, s.recvNo = block, 0, 0
-	err := s.raw.Read(s.receive)
+	var err error
+	if block {
+		err = s.raw.Read(s.receive)
+	} else {
+		s.receive(uintptr(s.fd)) // whatever the deadline says
+	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return 0, nil
