@@ -61,6 +61,9 @@ type participant struct {
 	offerID   uint32        // last of the client
 	serverID  uint32        // last of ours
 
+	graded  bool
+	quality media.ConnectionQuality // told last
+
 	sequence uint32
 	packets  *rate.Limiter
 	bytes    *rate.Limiter
@@ -179,7 +182,12 @@ func (p *participant) events() PeerEvents {
 			})
 		},
 		Quality: func(q media.ConnectionQuality) {
-			post(func() { p.call.tell(&Quality{Updates: []ParticipantQuality{{SID: p.sid, ConnectionQuality: q}}}) })
+			post(func() {
+				if !p.graded || q.Grade != p.quality.Grade { // the score alone changes all the time
+					p.graded, p.quality = true, q
+					p.call.tell(&Quality{Updates: []ParticipantQuality{{SID: p.sid, ConnectionQuality: q}}})
+				}
+			})
 		},
 	}
 }
