@@ -90,6 +90,7 @@ type RoomUpdate struct {
 // Quality tells how good participants' connections are.
 type Quality struct {
 	Updates []ParticipantQuality
+	Memo    Memo
 }
 
 // ParticipantQuality is the quality of one participant's connection.

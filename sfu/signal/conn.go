@@ -94,7 +94,7 @@ func (c *conn) read(s *sfu.Session) (broke bool) {
 		}
 		c.alive()
 		now := clk.Now()
-		if wait := limiter.ReserveN(now, 1).DelayFrom(now); wait > 0 && clk.Sleep(c.ctx, wait) != nil {
+		if wait := limiter.ReserveN(now, 1+len(frame)/requestUnit).DelayFrom(now); wait > 0 && clk.Sleep(c.ctx, wait) != nil {
 			return true
 		}
 		text := typ == websocket.MessageText

@@ -41,6 +41,8 @@ func (e encoder) encode(m sfu.Message) []byte {
 		return m.Memo.Form(form, func() []byte { return e.frame(e.response(m)) })
 	case *sfu.Speakers:
 		return m.Memo.Form(form, func() []byte { return e.frame(e.response(m)) })
+	case *sfu.Quality:
+		return m.Memo.Form(form, func() []byte { return e.frame(e.response(m)) })
 	case *sfu.RoomUpdate:
 		return m.Memo.Form(form, func() []byte { return e.frame(e.response(m)) })
 	}

@@ -158,7 +158,9 @@ const (
 	// life.
 	pingEvery   = 5 * time.Second
 	idleTimeout = 15 * time.Second
-	// Requests per second. Whoever sends more is read more slowly.
+	// Requests per second; a large one counts as one for each requestUnit of its
+	// bytes. Whoever sends more is read more slowly.
 	requestRate  = 50
-	requestBurst = 500
+	requestBurst = 600
+	requestUnit  = 2 << 10
 )
