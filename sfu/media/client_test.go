@@ -114,6 +114,7 @@ type client struct {
 	msgs   chan string
 	remote chan *webrtc.TrackRemote
 	pauses chan bool
+	grades chan ConnectionQuality
 
 	mu    sync.Mutex
 	heard map[string]*heard // by track sid
@@ -133,7 +134,7 @@ func (b *testbed) join(sid string, dual bool) *client {
 	b.t.Helper()
 	c := &client{t: b.t, bed: b, sid: sid, data: map[string]*webrtc.DataChannel{}, heard: map[string]*heard{},
 		states: make(chan State, 100), tracks: make(chan *Track, 100), gone: make(chan *Track, 100), need: make(chan struct{}, 1000),
-		msgs: make(chan string, 100), remote: make(chan *webrtc.TrackRemote, 100), pauses: make(chan bool, 100)}
+		msgs: make(chan string, 100), remote: make(chan *webrtc.TrackRemote, 100), pauses: make(chan bool, 100), grades: make(chan ConnectionQuality, 100)}
 	p, err := b.room.NewPeer(PeerConfig{SID: sid, Dual: dual, Events: PeerEvents{
 		State:             func(_ Target, s State) { push(c.states, s) },
 		Track:             func(t *Track) { push(c.tracks, t) },
@@ -141,6 +142,7 @@ func (b *testbed) join(sid string, dual bool) *client {
 		Data:              func(label string, msg []byte) { push(c.msgs, label+" "+string(msg)) },
 		NegotiationNeeded: func() { push(c.need, struct{}{}) },
 		StreamState:       func(_ *Track, paused bool) { push(c.pauses, paused) },
+		Quality:           func(q ConnectionQuality) { push(c.grades, q) },
 	}})
 	if err != nil {
 		b.t.Fatal(err)
