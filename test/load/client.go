@@ -19,8 +19,8 @@ import (
 
 // client is one logged-in account.
 type client struct {
-	base, token, user string
-	http              *http.Client
+	base, token, user, device string
+	http                      *http.Client
 }
 
 // newHTTP keeps enough connections for everyone.
@@ -96,8 +96,9 @@ func register(ctx context.Context, o options, h *http.Client, prefix string, i i
 	c := &client{base: strings.TrimRight(o.url, "/"), http: h}
 	name := fmt.Sprintf("%s-%s-%d", prefix, strings.ToLower(rand.Text()[:8]), i)
 	var out struct {
-		Token string `json:"access_token"`
-		User  string `json:"user_id"`
+		Token  string `json:"access_token"`
+		User   string `json:"user_id"`
+		Device string `json:"device_id"`
 	}
 	var err error
 	if o.secret != "" {
@@ -105,7 +106,7 @@ func register(ctx context.Context, o options, h *http.Client, prefix string, i i
 	} else {
 		err = c.registerUIA(ctx, o.token, name, &out)
 	}
-	c.token, c.user = out.Token, out.User
+	c.token, c.user, c.device = out.Token, out.User, out.Device
 	return c, err
 }
 

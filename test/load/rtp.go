@@ -107,7 +107,7 @@ func (o rtpOptions) plans() (plans []callPlan, err error) {
 
 // newTarget knows a server by its URL: ws for one of the LiveKit protocol
 // whose key is given, http for a homeserver that lets its users in.
-func newTarget(ctx context.Context, o options, address string, pid, people int) (target, error) {
+func newTarget(ctx context.Context, o options, address string, pid, participants int) (target, error) {
 	u, err := url.Parse(address)
 	if err != nil {
 		return target{}, err
@@ -124,8 +124,8 @@ func newTarget(ctx context.Context, o options, address string, pid, people int) 
 		}}, nil
 	}
 	o.url = address
-	devices, err := newDevices(ctx, o, people)
-	return target{name: name, pid: pid, admit: devices.admit}, err
+	all, err := newPeople(ctx, o, participants)
+	return target{name: name, pid: pid, admit: all.admit}, err
 }
 
 // keyAdmissions makes tokens for a new room of a LiveKit server.
@@ -148,66 +148,52 @@ func keyAdmissions(address, key, secret string, n int) ([]admission, error) {
 	return list, nil
 }
 
-// devices are the sessions of one Matrix user, one for each participant.
-type devices struct {
-	owner *client
-	list  []*client
-	ids   []string
-}
+// people are Matrix users, one for each participant.
+type people []*client
 
-func newDevices(ctx context.Context, o options, n int) (*devices, error) {
-	owner, err := register(ctx, o, newHTTP(16), "call", 0)
-	if err != nil {
-		return nil, fmt.Errorf("registering: %w", err)
-	}
-	d := &devices{owner: owner, list: make([]*client, n), ids: make([]string, n)}
+func newPeople(ctx context.Context, o options, n int) (people, error) {
+	all := make(people, n)
+	h := newHTTP(16)
 	var g errgroup.Group
 	g.SetLimit(4)
-	for i := range n {
-		g.Go(func() error {
-			c := &client{base: owner.base, user: owner.user, http: owner.http}
-			var out struct {
-				Token  string `json:"access_token"`
-				Device string `json:"device_id"`
-			}
-			err := c.call(ctx, "POST", "/_matrix/client/v3/login", map[string]any{
-				"type": "m.login.password", "password": password,
-				"identifier": map[string]any{"type": "m.id.user", "user": owner.user},
-			}, &out)
-			c.token, d.list[i], d.ids[i] = out.Token, c, out.Device
-			return err
-		})
+	for i := range all {
+		g.Go(func() (err error) { all[i], err = register(ctx, o, h, "call", i); return err })
 	}
-	return d, g.Wait()
+	return all, g.Wait()
 }
 
-// admit makes a room and asks the server for the tokens of its call.
-func (d *devices) admit(ctx context.Context, n int) ([]admission, error) {
+// admit makes a room of n people and asks the server for the tokens of its call.
+func (all people) admit(ctx context.Context, n int) ([]admission, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
 	var room struct {
 		ID string `json:"room_id"`
 	}
-	if err := d.owner.call(ctx, "POST", "/_matrix/client/v3/createRoom", map[string]any{}, &room); err != nil {
+	if err := all[0].call(ctx, "POST", "/_matrix/client/v3/createRoom", map[string]any{"preset": "public_chat"}, &room); err != nil {
 		return nil, err
 	}
 	list := make([]admission, n)
 	var g errgroup.Group
 	g.SetLimit(4)
 	for i := range list {
-		g.Go(func() error {
-			var openID json.RawMessage
-			path := "/_matrix/client/v3/user/" + url.PathEscape(d.owner.user) + "/openid/request_token"
-			if err := d.list[i].call(ctx, "POST", path, map[string]any{}, &openID); err != nil {
-				return err
-			}
-			var out struct{ URL, JWT string }
-			err := d.list[i].call(ctx, "POST", "/livekit/jwt/sfu/get", map[string]any{
-				"room": room.ID, "openid_token": openID, "device_id": d.ids[i],
-			}, &out)
-			list[i] = admission{url: out.URL, token: out.JWT}
-			return err
-		})
+		g.Go(func() (err error) { list[i], err = all[i].admission(ctx, room.ID); return err })
 	}
 	return list, g.Wait()
+}
+
+// admission joins the room and asks to be let into its call.
+func (c *client) admission(ctx context.Context, room string) (a admission, err error) {
+	if err := c.call(ctx, "POST", "/_matrix/client/v3/join/"+url.PathEscape(room), map[string]any{}, nil); err != nil {
+		return a, fmt.Errorf("joining the room: %w", err)
+	}
+	var openID json.RawMessage
+	path := "/_matrix/client/v3/user/" + url.PathEscape(c.user) + "/openid/request_token"
+	if err := c.call(ctx, "POST", path, map[string]any{}, &openID); err != nil {
+		return a, fmt.Errorf("asking for an OpenID token: %w", err)
+	}
+	var out struct{ URL, JWT string }
+	err = c.call(ctx, "POST", "/livekit/jwt/sfu/get", map[string]any{"room": room, "openid_token": openID, "device_id": c.device}, &out)
+	return admission{url: out.URL, token: out.JWT}, err
 }
 
 // measureCall holds one call and measures it for the duration.
