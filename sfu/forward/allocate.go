@@ -20,12 +20,14 @@ const maxOptions = 2 * MaxLayers
 
 // Hysteresis of the allocation.
 const (
-	raiseMargin = 1.15              // free bandwidth that a raise must leave
-	keepMargin  = 0.9               // a running layer may exceed its share by so much
-	lastMargin  = 0.7               // the same for the least layer
-	raiseAfter  = 2 * second        // between a fall and the next raise
-	raiseAtMost = 12 * second       // the same after raises that did not hold
-	raiseHolds  = 10 * second       // a raise that lasts so long was right
+	raiseMargin = 1.15        // free bandwidth that a raise must leave
+	keepMargin  = 0.9         // a running layer may exceed its share by so much
+	lastMargin  = 0.7         // the same for the least layer
+	raiseAfter  = 2 * second  // between a fall and the next raise
+	raiseAtMost = 12 * second // the same after raises that did not hold
+	raiseHolds  = 10 * second // a raise that lasts so long was right
+	retryAfter  = 10 * second // tries to go on with what was held back
+	retryAtMost = 60 * second
 	settle      = 500 * millisecond // between two raises
 )
 
@@ -270,12 +272,14 @@ func (d *DownTrack) climb(left int, now int64) int {
 	need, hold := float64(cost)*keepMargin, d.sub.hold
 	if next == 0 {
 		need, hold = float64(cost)*lastMargin, raiseAfter
-		if d.grant.layer >= 0 && !d.sub.bandwidth.stuffed(now) {
-			need = 0 // an estimate alone stops no picture
+		if d.mustFlow(now) {
+			need = 0
 		}
 	}
 	if d.ladder[next].step.above(d.grant) {
-		need = float64(cost) * raiseMargin
+		if next > 0 {
+			need = float64(cost) * raiseMargin
+		}
 		if s := d.sub; s.fellAt != 0 && now-s.fellAt < hold || s.raisedAt != 0 && now-s.raisedAt < settle {
 			return 0
 		}
@@ -285,6 +289,17 @@ func (d *DownTrack) climb(left int, now int64) int {
 	}
 	d.rung, d.climbed = next, true
 	return cost
+}
+
+// mustFlow reports whether the least layer goes out whatever the estimate says:
+// an estimate alone stops no picture, and one that was stopped is tried again
+// after a while, for a connection that carries little shows little.
+func (d *DownTrack) mustFlow(now int64) bool {
+	s := d.sub
+	if d.grant.layer >= 0 {
+		return !s.bandwidth.stuffed(now)
+	}
+	return d.paused && now-s.pausedAt >= s.retry && !s.bandwidth.full(now)
 }
 
 // above reports whether a is more than b.
@@ -310,6 +325,7 @@ func (d *DownTrack) apply(now int64) {
 	d.give(next, now)
 	if held != d.paused {
 		d.paused = held
+		d.sub.noteHeld(held, now)
 		if d.sub.onPaused != nil {
 			d.sub.onPaused(d, held)
 		}
@@ -328,6 +344,20 @@ func (s *Subscriber) fell(now int64) {
 		s.hold = raiseAfter
 	}
 	s.fellAt = now
+}
+
+// noteHeld notes that a video was held back or goes on. If it went on only a
+// while ago, the next try waits twice as long.
+func (s *Subscriber) noteHeld(held bool, now int64) {
+	if !held {
+		s.resumedAt = now
+		return
+	}
+	s.pausedAt = now
+	if now-s.resumedAt > retryAtMost {
+		s.retry = 0
+	}
+	s.retry = min(max(2*s.retry, retryAfter), retryAtMost)
 }
 
 // grantAudio forwards an audio track unless it is disabled.

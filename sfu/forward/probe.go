@@ -106,6 +106,15 @@ func (b *bandwidth) probed(now int64) {
 	}
 }
 
+// calm reports whether nothing speaks against a probe. What was seen before the
+// feedback ceased (because nothing is sent) says nothing any more.
+func (b *bandwidth) calm(now int64) bool {
+	if now-b.last > outage {
+		return true
+	}
+	return b.delay.state == normal && b.loss.excess() <= lightLoss && (b.rate.fell == 0 || now-b.rate.fell >= probeEvery/2)
+}
+
 // probe begins a cluster when layers are held back, and fills it with
 // retransmissions or padding.
 func (s *Subscriber) probe(now int64) {
@@ -115,12 +124,12 @@ func (s *Subscriber) probe(now int64) {
 		s.fillProbe(now)
 		return
 	}
-	estimate := b.estimate()
-	if !b.heard || s.probeTrack() == nil || c.waiting || now < c.next || s.stats.Wanted == 0 || s.pacer.head != s.pacer.tail {
+	if !b.heard || c.waiting || now < c.next || s.stats.Wanted == 0 || s.pacer.head != s.pacer.tail || s.probeTrack() == nil {
 		return
 	}
+	estimate := b.estimate()
 	most := min(int(float64(s.stats.Wanted)*probeHeadroom), b.most)
-	if estimate >= most || b.delay.state != normal || b.loss.excess() > lightLoss || b.rate.fell != 0 && now-b.rate.fell < probeEvery/2 {
+	if estimate >= most || !b.calm(now) {
 		return
 	}
 	c.backoff = min(max(c.backoff*2, probeEvery), probeAtMost)

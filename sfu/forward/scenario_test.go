@@ -400,6 +400,30 @@ func TestNetworkGoesAway(t *testing.T) {
 	}
 }
 
+// TestLossOfAThinPicture has so little to send that each interval of loss is
+// mostly chance.
+func TestLossOfAThinPicture(t *testing.T) {
+	c := newCall(t)
+	_, d, v := c.video(1, 1)
+	c.encoders[0].bitrate = 80_000
+	c.run(5 * second)
+	c.lose(0.2)
+	for range 20 {
+		c.run(2 * second)
+		b := &c.sub.bandwidth
+		t.Logf("paused %v estimate %d %d frames, share %.2f inherent %.2f excess %.2f state %d pad %d", d.Paused(), c.sub.Stats().Estimate, v.played, b.loss.share, b.loss.inherent, b.loss.excess(), b.delay.state, c.sub.stats.Padding)
+	}
+	if d.Paused() || v.played < 600 {
+		t.Errorf("%d of 1125 frames, paused %v", v.played, d.Paused())
+	}
+	c.lose(0)
+	frames := v.played
+	c.run(5 * second)
+	if v.played-frames < 110 {
+		t.Errorf("%d of 125 frames after the loss ended", v.played-frames)
+	}
+}
+
 func TestLossBegins(t *testing.T) {
 	c := newCall(t)
 	_, _, a := c.audio()

@@ -32,6 +32,9 @@ type Subscriber struct {
 	raisedAt   int64 // when a grant last rose
 	fellAt     int64 // when one last fell for lack of bandwidth
 	hold       int64 // how long after that none may rise
+	pausedAt   int64 // when a video was last held back
+	resumedAt  int64 // when one last went on
+	retry      int64 // how long after pausedAt one is tried again
 
 	header    headerWriter
 	out       rtcpWriter
