@@ -2,6 +2,7 @@ package forward
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/pion/rtcp"
@@ -358,5 +359,90 @@ func TestSpeakers(t *testing.T) {
 	}
 	if talk(127, 127, 127) != nil {
 		t.Error("silence is told over and over")
+	}
+}
+
+func TestLatePacketOfADroppedLayer(t *testing.T) {
+	sink := &captureSink{}
+	p := NewPublisher(PublisherConfig{Sink: sink})
+	tr := NewTrack(TrackConfig{Kind: Video})
+	p.Add(tr, Binding{Formats: vp8Formats, Streams: []StreamBinding{{SSRC: 77}}})
+	s := NewSubscriber(SubscriberConfig{Sink: sink})
+	d := s.Add(tr, DownConfig{SSRC: 5, Formats: vp8Formats}, second)
+	now := int64(second)
+	vp8 := func(seq uint16, tid uint8, key byte) {
+		b := packetOf(96, seq, uint32(seq)*3000, 77, []byte{0x90, 0xe0, 0x80, byte(seq), 1, tid << 6, key, 9})
+		b[1] |= 0x80
+		p.HandleRTP(b, now)
+		now += 30 * millisecond
+	}
+	vp8(1, 0, 0)
+	d.give(step{0, anyLayer, 0}, now)
+	vp8(2, 0, 1)
+	vp8(3, 1, 1) // dropped
+	vp8(4, 0, 1)
+	vp8(6, 0, 1)
+	vp8(5, 1, 1) // late, and of the dropped layer
+	vp8(7, 0, 1)
+	vp8(3, 1, 1) // twice
+	var seqs, sizes []int
+	var first uint16
+	for i, b := range sink.rtp {
+		var h rtpHeader
+		h.parse(b)
+		if i == 0 {
+			first = h.seq
+		}
+		seqs = append(seqs, int(h.seq-first))
+		sizes = append(sizes, len(h.payload))
+	}
+	if !slices.Equal(seqs, []int{0, 1, 2, 4, 3, 5}) || !slices.Equal(sizes, []int{8, 8, 8, 8, 0, 8}) {
+		t.Errorf("numbers %v, payloads of %v bytes", seqs, sizes)
+	}
+}
+
+func TestKeyFramesArePaced(t *testing.T) {
+	sink := &captureSink{}
+	p := NewPublisher(PublisherConfig{Sink: sink})
+	tr := NewTrack(TrackConfig{Kind: Video})
+	p.Add(tr, Binding{Formats: vp8Formats, Streams: []StreamBinding{{SSRC: 77}}})
+	s := NewSubscriber(SubscriberConfig{Sink: sink, Extensions: testExtensions, StartBitrate: 2_000_000})
+	d := s.Add(tr, DownConfig{SSRC: 5, RTX: 6, Formats: vp8Formats}, second)
+	now := int64(second)
+	at := uint16(0)
+	frame := func(packets int, key byte) {
+		for i := range packets {
+			b := packetOf(96, at, uint32(now/millisecond)*90, 77, append([]byte{0x00, key}, make([]byte, 1100)...))
+			if i == 0 {
+				b[12] = 0x10
+			}
+			at++
+			p.HandleRTP(b, now)
+		}
+	}
+	frame(100, 0)
+	if n := len(sink.rtp); n != burstPackets {
+		t.Errorf("%d packets of a key frame went out at once", n)
+	}
+	most, ticks := 0, 0
+	for len(sink.rtp) < 100 && ticks < 100 {
+		before := len(sink.rtp)
+		now += 5 * millisecond
+		s.Tick(now)
+		most = max(most, len(sink.rtp)-before)
+		ticks++
+	}
+	// 2.5 times 2 Mbit/s are 3 packets in 5 ms; the first tick counts as 20 ms.
+	if most > 13 || ticks < 15 || ticks > 40 {
+		t.Errorf("the rest took %d ticks, at most %d packets in one", ticks, most)
+	}
+	frame(100, 1)
+	d.Close()
+	for range 100 {
+		now += 5 * millisecond
+		s.Tick(now)
+	}
+	if n := len(sink.rtp); n > 100+2*burstPackets {
+		t.Errorf("%d packets of a closed track left the queue", n-100)
 	}
 }
