@@ -88,27 +88,24 @@ func (r *Room) NewPeer(cfg PeerConfig) (*Peer, error) {
 	if cfg.Dual {
 		p.links = append(p.links, newLink(p, Subscriber))
 	}
-	if !r.wait(func() {
+	r.wait(func() {
 		for _, l := range p.links {
 			l.open()
 		}
-	}) {
-		return nil, ErrClosed
-	}
+	})
 	r.peers[p] = struct{}{}
 	return p, nil
 }
 
-// wait runs f on the shard and waits for its turn; false when the shard has
-// ended.
-func (r *Room) wait(f func()) bool {
+// wait runs f on the shard and waits for its turn. When the transport is closed,
+// f runs all the same.
+func (r *Room) wait(f func()) {
 	done := make(chan struct{})
 	r.shard.Do(func() {
+		defer close(done)
 		f()
-		close(done)
 	})
 	<-done
-	return true
 }
 
 // random is a number for SSRCs and session IDs, which needn't be secret.

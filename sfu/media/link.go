@@ -161,10 +161,9 @@ func (l *link) send(label string, msg []byte) {
 	})
 }
 
-// restart gives the connection new credentials for ICE; false when the shard
-// has ended.
-func (l *link) restart() bool {
-	return l.peer.room.wait(func() { l.local = l.conn.Restart() })
+// restart gives the connection new credentials for ICE.
+func (l *link) restart() {
+	l.peer.room.wait(func() { l.local = l.conn.Restart() })
 }
 
 // sdpLocal is what descriptions say of the server's ICE.

@@ -2,6 +2,7 @@ package media
 
 import (
 	"errors"
+	"slices"
 
 	"parley/sfu/forward"
 	"parley/sfu/sdp"
@@ -23,8 +24,8 @@ func (p *Peer) Answer(offer string) (Answer, error) {
 	if err := l.session.Check(d); err != nil {
 		return Answer{}, err
 	}
-	if l.session.Restarts(d) && !l.restart() {
-		return Answer{}, ErrClosed
+	if l.session.Restarts(d) {
+		l.restart()
 	}
 	matched := map[string]*Track{} // by mid
 	res, err := l.session.Answer(d, l.sdpLocal(), func(m *sdp.Media) (sdp.Receive, bool) {
@@ -33,20 +34,25 @@ func (p *Peer) Answer(offer string) (Answer, error) {
 			return sdp.Receive{}, false
 		}
 		matched[m.Mid] = t
-		return sdp.Receive{Mime: t.spec.Mime, DTX: t.spec.DTX, Stereo: t.spec.Stereo}, true
+		return t.receive(), true
 	})
 	if err != nil {
 		return Answer{}, err
 	}
 	p.applyRemote(l, res)
 	p.applyReceived(matched, res)
+	return p.answered(l, res), nil
+}
+
+// answered applies what an answer says of the tracks that the client receives.
+func (p *Peer) answered(l *link, res *sdp.Result) Answer {
 	out := Answer{SDP: res.SDP}
 	if l.subscribes() {
 		p.applySent(l, res)
 		out.MidToTrack = l.session.Mids()
 		out.Missing.Audio, out.Missing.Video = l.session.Missing()
 	}
-	return out, nil
+	return out
 }
 
 // match finds the published track of an m-line: the one that has it unless the
@@ -119,13 +125,7 @@ func (p *Peer) applyReceived(matched map[string]*Track, res *sdp.Result) {
 		if fresh {
 			t.negotiate(r)
 		}
-		b := t.binding(r)
-		p.room.shard.Do(func() {
-			if fresh {
-				p.room.plane.add(t)
-			}
-			p.up().pub.Add(t.fwd, b)
-		})
+		p.bind(t, t.binding(r), fresh)
 		if f := p.cfg.Events.Track; fresh && f != nil {
 			f(t)
 		}
@@ -135,6 +135,21 @@ func (p *Peer) applyReceived(matched map[string]*Track, res *sdp.Result) {
 			p.unpublished(t)
 		}
 	}
+}
+
+// bind tells the publisher's connection how a track's packets look, unless it
+// knows.
+func (p *Peer) bind(t *Track, b forward.Binding, fresh bool) {
+	if !fresh && t.bound.MID == b.MID && slices.Equal(t.bound.Formats, b.Formats) && slices.Equal(t.bound.Streams, b.Streams) {
+		return
+	}
+	t.bound = b
+	p.room.shard.Do(func() {
+		if fresh {
+			p.room.plane.add(t)
+		}
+		p.up().pub.Add(t.fwd, b)
+	})
 }
 
 // applySent starts the subscriptions that a negotiation brought and ends those
@@ -217,8 +232,9 @@ func (p *Peer) Offer(restart bool) (Offer, error) {
 		return Offer{}, ErrClosed
 	case !p.cfg.Dual:
 		return Offer{}, ErrSingle
-	case restart && !l.restart():
-		return Offer{}, ErrClosed
+	}
+	if restart {
+		l.restart()
 	}
 	res, err := l.session.Offer(l.sdpLocal(), restart)
 	if errors.Is(err, sdp.ErrOutstanding) {

@@ -26,6 +26,8 @@ type Track struct {
 	muted bool
 	// layered: its layers come in one stream.
 	layered bool
+	// bound is how the packets look on the publisher's connection.
+	bound forward.Binding
 
 	// fwd is made when the m-line comes; only the shard uses it from then on.
 	fwd *forward.Track
@@ -149,6 +151,15 @@ func (t *Track) start(encs []encoding, unwanted bool) {
 	t.info.Store(info)
 	t.fwd = forward.NewTrack(cfg)
 	t.state.Store(uint32(negotiated))
+}
+
+// receive is how its m-line is answered; the codec stays once it is chosen.
+func (t *Track) receive() sdp.Receive {
+	r := sdp.Receive{Mime: t.spec.Mime, DTX: t.spec.DTX, Stereo: t.spec.Stereo}
+	if t.is(negotiated) {
+		r.Mime = t.codec.Mime()
+	}
+	return r
 }
 
 // binding tells the publisher's connection how the packets look.

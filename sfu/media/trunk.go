@@ -246,12 +246,13 @@ func (tr *Trunk) Export(t *Track, layer, priority int) (*Export, error) {
 	cfg := forward.DownConfig{SSRC: x.SSRC, RTX: x.RTX, Formats: []forward.Format{f}, PassThrough: true, Layer: layer,
 		Preference: forward.Preference{Priority: uint32(max(priority, 0))}}
 	full := false
-	if !r.wait(func() {
+	r.wait(func() {
 		if full = tr.exports >= maxExports || tr.ended(); !full {
 			tr.exports++
 			x.down = tr.sub.Add(t.fwd, cfg, tr.shard.Now())
 		}
-	}) || full {
+	})
+	if full {
 		return nil, ErrTooMany
 	}
 	return x, nil
