@@ -1,5 +1,6 @@
 // Builds parley once, then runs the test files given (default: all), two at a
-// time. Each file starts its own pair of servers.
+// time, and then those of calls, which need the machine for their browsers, one
+// at a time. Each file starts its own pair of servers.
 //
 //   node run.js [FILE...]
 //   PARLEY_BIN=…         use this binary
@@ -33,10 +34,18 @@ if (!process.env.PARLEY_BIN) {
     });
 }
 
+const tests = (folder) => readdirSync(path.join(here, folder)).filter((f) => f.endsWith(".test.js")).sort().map((f) => path.join(folder, f));
 const named = process.argv.slice(2);
-const files = (named.length ? named : readdirSync(here).filter((f) => f.endsWith(".test.js")).sort()).map((f) => path.resolve(here, f));
-// The SDK leaves timers behind, hence forceExit.
-const stream = run({ files, concurrency: 2, timeout: 20 * 60_000, forceExit: true });
-stream.on("test:fail", () => (process.exitCode = 1));
-stream.compose(spec).pipe(process.stdout);
+const groups = named.length ? [[named, 2]] : [[tests("."), 2], [tests("calls"), 1]];
+
+function runAll([files, concurrency]) {
+    // The SDK leaves timers behind, hence forceExit.
+    const stream = run({ files: files.map((f) => path.resolve(here, f)), concurrency, timeout: 20 * 60_000, forceExit: true });
+    stream.on("test:fail", () => (process.exitCode = 1));
+    const shown = stream.compose(spec);
+    shown.pipe(process.stdout, { end: false });
+    return new Promise((resolve) => shown.on("end", resolve));
+}
+
 process.on("exit", () => rmSync(dir, { recursive: true, force: true }));
+for (const group of groups) await runAll(group);
