@@ -160,6 +160,16 @@ func (c *client) kinds() (out []string) {
 	return out
 }
 
+// count is how many messages of a kind have come.
+func count(c *client, what string) (n int) {
+	for _, k := range c.kinds() {
+		if k == what {
+			n++
+		}
+	}
+	return n
+}
+
 // wait returns the nth message (from 0) of a kind.
 func (c *client) wait(what string, n int) *wire.SignalResponse {
 	c.t.Helper()
