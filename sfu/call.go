@@ -168,8 +168,13 @@ func (c *Call) flushSections() {
 
 // tell sends a message to everybody.
 func (c *Call) tell(m Message) {
+	u, update := m.(*Update)
 	for _, p := range c.order {
-		p.send(m)
+		if !update || p.grant.Via == "" {
+			p.send(m)
+		} else if seen := p.sight(u); seen != nil {
+			p.send(seen)
+		}
 	}
 	if c.observer != nil {
 		c.observer.Tell(m)

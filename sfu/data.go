@@ -46,7 +46,7 @@ func (p *participant) deliver(reliable bool, msg []byte) {
 func (p *participant) pass(reliable bool, d DataPacket) {
 	everybody := len(d.Identities)+len(d.SIDs) == 0
 	for _, o := range p.call.order {
-		if o != p && o.guest == nil && (everybody || slices.Contains(d.Identities, o.identity) || slices.Contains(d.SIDs, o.sid)) {
+		if o != p && o.guest == nil && o.minds(p) && (everybody || slices.Contains(d.Identities, o.identity) || slices.Contains(d.SIDs, o.sid)) {
 			o.peer.SendData(reliable, d.Msg)
 		}
 	}

@@ -17,6 +17,10 @@ type Grant struct {
 
 	CanPublish, CanSubscribe, CanPublishData, CanUpdateMetadata bool
 
+	// Via makes it a session that only hears and sees the guests of this server;
+	// see Guest. Presence isn't told of it.
+	Via string
+
 	// Sources limits what may be published; empty is no limit.
 	Sources []media.Source
 

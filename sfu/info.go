@@ -41,8 +41,8 @@ type ParticipantInfo struct {
 	Reason         Reason
 	ClientProtocol int32
 	Capabilities   []int32
-	// Guest: its client is at another server.
-	Guest bool
+	// Home is the server of a guest, empty for clients of this one.
+	Home string
 }
 
 // TrackInfo describes a published track.

@@ -30,6 +30,7 @@ type participant struct {
 	session *Session // nil while its connection is away
 	peer    MediaPeer
 	guest   remotePeer // peer, when its client is at another server
+	home    string     // that server
 	removed bool
 
 	state          State
@@ -80,7 +81,7 @@ func (c *Call) join(g Grant, j Join, sig Signal) (*Session, error) {
 	if len(c.order) >= maxParticipants {
 		return nil, ErrFull
 	}
-	if old := c.byIdentity[g.Identity]; old != nil {
+	if old := c.byIdentity[sessionKey(g.Identity, g.Via)]; old != nil {
 		c.remove(old, Replaced, ReasonDuplicateIdentity, ActionDisconnect)
 	}
 	p := c.newParticipant(g, j)
@@ -93,18 +94,19 @@ func (c *Call) join(g Grant, j Join, sig Signal) (*Session, error) {
 	p.session = s
 	joined := &Joined{Room: c.info(), Self: p.snapshot(), ICEServers: p.iceServers(), Dual: j.Dual}
 	for _, o := range c.order {
-		if o.announced() {
+		if o.announced() && p.knows(o) {
 			joined.Others = append(joined.Others, o.snapshot())
 		}
 	}
 	c.order = append(c.order, p)
-	c.byIdentity[p.identity], c.bySID[p.sid] = p, p
+	c.byIdentity[p.key()], c.bySID[p.sid] = p, p
 	c.server.counted(c, 1)
 	p.send(joined)
 	p.renewToken()
-	if c.server.cfg.Presence != nil {
+	if c.server.cfg.Presence != nil && g.Via == "" {
 		c.server.cfg.Presence.Joined(c.name, p.identity)
 	}
+	p.handOver()
 	p.begin(j)
 	c.counted()
 	return s, nil
@@ -200,7 +202,7 @@ func (p *participant) send(m Message) {
 }
 
 // announced reports whether others know of the participant.
-func (p *participant) announced() bool { return p.everActive || p.publishing() }
+func (p *participant) announced() bool { return p.grant.Via == "" && (p.everActive || p.publishing()) }
 
 func (p *participant) publishing() bool {
 	return slices.ContainsFunc(p.order, func(t *track) bool { return t.published })
@@ -213,7 +215,7 @@ func (p *participant) snapshot() *ParticipantInfo {
 	}
 	info := &ParticipantInfo{SID: p.sid, Identity: p.identity, Name: p.name, State: p.state, Metadata: p.metadata,
 		Attributes: maps.Clone(p.attributes), JoinedMs: p.joinedMs, Version: p.version, Grant: p.grant, Publisher: p.publishing(),
-		ClientProtocol: p.clientProtocol, Capabilities: p.capabilities, Guest: p.guest != nil}
+		ClientProtocol: p.clientProtocol, Capabilities: p.capabilities, Home: p.home}
 	for _, t := range p.order {
 		if t.published {
 			info.Tracks = append(info.Tracks, t.info)
@@ -318,9 +320,10 @@ func (c *Call) remove(p *participant, why Why, reason Reason, action Action) {
 		}
 	}
 	c.order = slices.DeleteFunc(c.order, func(o *participant) bool { return o == p })
-	delete(c.byIdentity, p.identity)
+	delete(c.byIdentity, p.key())
 	delete(c.bySID, p.sid)
 	delete(c.loud, p.sid)
+	p.handOver()
 	c.server.counted(c, -1)
 	if p.session != nil {
 		p.session.signal.Send(&Leave{Reason: reason, Action: action})
@@ -330,7 +333,7 @@ func (c *Call) remove(p *participant, why Why, reason Reason, action Action) {
 	if known {
 		c.departed(p, reason)
 	}
-	if c.server.cfg.Presence != nil && p.guest == nil {
+	if c.server.cfg.Presence != nil && p.guest == nil && p.grant.Via == "" {
 		c.server.cfg.Presence.Gone(c.name, p.identity, why)
 	}
 	c.counted()
@@ -398,12 +401,12 @@ func (c *Call) resume(g Grant, sid string, sync *SyncState, sig Signal) (*Sessio
 func (c *Call) tellAll(p *participant) {
 	u := &Update{Snapshot: true}
 	for _, o := range c.order {
-		if o.announced() || o == p {
+		if (o.announced() || o == p) && p.knows(o) {
 			u.Participants = append(u.Participants, o.snapshot())
 		}
 	}
 	for _, d := range c.gone {
-		if c.byIdentity[d.info.Identity] == nil && c.now().Sub(d.at) <= goneMemory {
+		if c.byIdentity[d.info.Identity] == nil && p.shown(d.info.Home) && c.now().Sub(d.at) <= goneMemory {
 			u.Participants = append(u.Participants, d.info)
 		}
 	}

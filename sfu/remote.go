@@ -75,7 +75,9 @@ func (b *Bridge) Export(track string, tr *media.Trunk, layer, priority int) (*me
 
 // GuestConfig describes a participant whose client is at another server.
 type GuestConfig struct {
-	Identity   string
+	Identity string
+	// Server is the client's.
+	Server     string
 	Attributes map[string]string
 	Trunk      *media.Trunk
 }
@@ -104,7 +106,7 @@ func (b *Bridge) Join(cfg GuestConfig) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.peer, p.guest = peer, peer
+	p.peer, p.guest, p.home = peer, peer, cfg.Server
 	p.everActive, p.state = true, Active
 	p.attributes = maps.Clone(cfg.Attributes)
 	c.order = append(c.order, p)

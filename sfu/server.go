@@ -3,6 +3,7 @@ package sfu
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -173,8 +174,10 @@ func (s *Server) Kick(room, identity string) {
 		return
 	}
 	c.post(func() {
-		if p := c.byIdentity[identity]; p != nil {
-			c.remove(p, Kicked, ReasonRemoved, ActionDisconnect)
+		for _, p := range slices.Clone(c.order) {
+			if p.identity == identity {
+				c.remove(p, Kicked, ReasonRemoved, ActionDisconnect)
+			}
 		}
 		// It may have been given a fresh token until now.
 		s.cfg.Tokens.Revoke(room, identity)

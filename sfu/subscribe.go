@@ -11,7 +11,7 @@ type Preference = media.Preference
 
 // subscribe makes a subscription if the participant wants and may have it.
 func (p *participant) subscribe(t *track) {
-	if p.removed || t.owner == p || !t.published || p.call.tracks[t.sid] != t || p.subs[t.sid] == t || !p.wants(t) {
+	if p.removed || t.owner == p || !t.published || p.call.tracks[t.sid] != t || p.subs[t.sid] == t || !p.wants(t) || !p.minds(t.owner) {
 		return
 	}
 	allowed := t.owner.allows(p, t)

@@ -370,3 +370,7 @@ func (w *world) doings() []string {
 }
 
 var errStore = errors.New("the disk is full")
+
+func (w *world) CascadeToken(context.Context, mxid.ServerName, any) (string, string, error) {
+	return "", "", errors.New("no cascade")
+}

@@ -226,10 +226,11 @@ type open struct {
 	delayFields
 }
 
-func (s *Service) opened(ctx context.Context, body json.RawMessage) (entry, error) {
+// opened finds out who sent such a request, and returns the OpenID token, too.
+func (s *Service) opened(ctx context.Context, body json.RawMessage) (entry, string, error) {
 	var in open
 	if err := httpx.Decode(body, &in); err != nil {
-		return entry{}, err
+		return entry{}, "", err
 	}
 	e, err := in.entry()
 	if err == nil {
@@ -242,14 +243,22 @@ func (s *Service) opened(ctx context.Context, body json.RawMessage) (entry, erro
 		err = errUnauthorized()
 	}
 	e.delay = in.delayFields.ID
-	return e, err
+	if err != nil {
+		return entry{}, "", err
+	}
+	return e, in.OpenID.AccessToken, nil
 }
 
 // openToken is POST /livekit/jwt/get_token.
 func (s *Service) openToken(ctx context.Context, body json.RawMessage) (any, error) {
-	e, err := s.opened(ctx, body)
+	e, in, err := s.opened(ctx, body)
 	if err != nil {
 		return nil, err
+	}
+	if e.delay == "" {
+		if a, ok := s.homeward(ctx, e, in); ok {
+			return a, nil
+		}
 	}
 	return s.admit(ctx, e)
 }
@@ -257,7 +266,7 @@ func (s *Service) openToken(ctx context.Context, body json.RawMessage) (any, err
 // openDelegate is POST /livekit/jwt/delegate_delayed_leave. Clients ask without
 // a body whether it is there.
 func (s *Service) openDelegate(ctx context.Context, body json.RawMessage) (any, error) {
-	e, err := s.opened(ctx, body)
+	e, _, err := s.opened(ctx, body)
 	if err != nil {
 		return nil, err
 	}
@@ -297,6 +306,10 @@ func (s *Service) userToken(ctx context.Context, who user.Session, body json.Raw
 	if in.Server == "" || in.Server == s.cfg.ServerName {
 		return s.admit(ctx, e)
 	}
+	if s.linked(ctx, e, in.Server) {
+		e.via = in.Server
+		return s.admit(ctx, e)
+	}
 	return s.remoteToken(ctx, e, in.Server)
 }
 
@@ -330,10 +343,18 @@ func (s *Service) remoteToken(ctx context.Context, e entry, server mxid.ServerNa
 	if err != nil {
 		return nil, err
 	}
-	if u, err := url.Parse(at); err != nil || len(at) > maxAnswerURL || u.Host == "" || u.Scheme != "wss" && u.Scheme != "ws" || jwt == "" {
+	if checkAnswer(at, jwt) != nil {
 		return nil, httpx.Err(http.StatusBadGateway, "M_UNKNOWN", "The other server's answer makes no sense")
 	}
 	return answer{URL: at, JWT: jwt}, nil
+}
+
+// checkAnswer looks whether a client can use another server's answer.
+func checkAnswer(at, jwt string) error {
+	if u, err := url.Parse(at); err != nil || len(at) > maxAnswerURL || u.Host == "" || u.Scheme != "wss" && u.Scheme != "ws" || jwt == "" {
+		return errAnswer
+	}
+	return nil
 }
 
 // userDelegate is POST /rtc/livekit/delegate_delayed_leave.

@@ -59,6 +59,8 @@ type Users interface {
 type Remote interface {
 	OpenIDUserInfo(ctx context.Context, to mxid.ServerName, token string) (mxid.UserID, error)
 	CallToken(ctx context.Context, to mxid.ServerName, body any) (url, jwt string, err error)
+	// CascadeToken asks the server of one of its users for a token there.
+	CascadeToken(ctx context.Context, to mxid.ServerName, body any) (url, jwt string, err error)
 }
 
 // Limiter slows down who asks too often: the user of a session, or the address
@@ -76,7 +78,8 @@ type Config struct {
 	Rooms     Rooms
 	Delays    Delays
 	Users     Users
-	Remote    Remote // nil: federation is off
+	Remote    Remote  // nil: federation is off
+	Cascade   Cascade // nil: no links to other servers
 	Limits    Limiter
 	Clock     clock.Clock
 	Log       *slog.Logger
@@ -175,7 +178,9 @@ type entry struct {
 	// everybody may publish over the endpoint of before MSC4195, whose
 	// clients all publish to one SFU.
 	everybody bool
-	delay     string // delayed event to delegate, "" for none
+	// via asks for the participants of this server only, through a link to it.
+	via   mxid.ServerName
+	delay string // delayed event to delegate, "" for none
 }
 
 func (e entry) place() place {
@@ -205,9 +210,9 @@ func (s *Service) admit(ctx context.Context, e entry) (answer, error) {
 	}
 	// Others publish on the SFU of their own server.
 	// spec: MSC4195, "LiveKit JWT Permission Grants"
-	publish := e.everybody || s.local(e.user)
+	publish := e.everybody || s.local(e.user) && e.via == ""
 	jwt, err := s.cfg.Calls.Token(sfu.Grant{Room: p.alias, Identity: p.identity, CanPublish: publish, CanSubscribe: true,
-		CanPublishData: publish, CanUpdateMetadata: publish, Expires: s.cfg.Clock.Now().Add(TokenLifetime)})
+		CanPublishData: publish, CanUpdateMetadata: publish, Via: string(e.via), Expires: s.cfg.Clock.Now().Add(TokenLifetime)})
 	if err != nil {
 		return answer{}, fmt.Errorf("rtc: make a token: %w", err)
 	}

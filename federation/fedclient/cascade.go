@@ -22,6 +22,20 @@ func (c *Client) CascadeWake(ctx context.Context, to mxid.ServerName, wake any) 
 	return c.cascade(ctx, to, "/wake", wake, &struct{}{})
 }
 
+// CascadeToken asks the server of a user to let them into a call there: the URL
+// of its SFU and a token. body has the request and the user's OpenID token.
+func (c *Client) CascadeToken(ctx context.Context, to mxid.ServerName, body any) (url, jwt string, err error) {
+	var out struct {
+		URL string `json:"url"`
+		JWT string `json:"jwt"`
+	}
+	absent, err := c.cascade(ctx, to, "/token", body, &out)
+	if err == nil && (absent || out.URL == "" || out.JWT == "") {
+		err = &BadAnswerError{to, errors.New("url or jwt is missing")}
+	}
+	return out.URL, out.JWT, err
+}
+
 func (c *Client) cascade(ctx context.Context, to mxid.ServerName, what string, body, answer any) (absent bool, err error) {
 	q, err := withBody(http.MethodPost, path(cascadePath+what), body, smallAnswer, shortTime)
 	if err != nil {

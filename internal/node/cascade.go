@@ -44,6 +44,7 @@ func (n *Node) serveCascade(e *echo.Echo, fed *federation.API, s *rtc.Service) {
 		return
 	}
 	c.rtc.Store(s)
+	s.RegisterCascade(e, fed)
 	e.POST(cascade.Path+"/link", fed.Signed(cascade.MaxBody, c.cascade.HandleLink))
 	e.POST(cascade.Path+"/wake", fed.Signed(cascade.MaxBody, c.cascade.HandleWake))
 }

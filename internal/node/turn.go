@@ -34,6 +34,9 @@ func (n *Node) openRTC(e *echo.Echo) error {
 	if n.cfg.Federation {
 		cfg.Remote = n.client
 	}
+	if n.calls.cascade != nil {
+		cfg.Cascade = n.calls.cascade
+	}
 	s, err := rtc.New(cfg)
 	if err != nil {
 		return err

@@ -40,20 +40,35 @@ type caller struct {
 func (a *Actor) call(t *testing.T) (c *caller, identity string) {
 	t.Helper()
 	token, device := a.login()
+	return a.callAs(t, token, device)
+}
+
+// callAs is call from a device that is there.
+func (a *Actor) callAs(t *testing.T, token, device string) (c *caller, identity string) {
+	t.Helper()
 	code, out := a.srv.ask("POST", "/_matrix/client/v1/rtc/livekit/get_token", token, obj{"server_name": string(a.srv.name), "room_id": string(a.net.rooms[a.in]),
 		"slot_id": "m.call#ROOM", "member": obj{"id": "m", "claimed_user_id": string(a.id), "claimed_device_id": device}})
 	if code != http.StatusOK {
 		t.Fatalf("token: %d %v", code, out)
 	}
 	identity, _ = grant(t, out["jwt"])
+	c = a.connect(t, out["jwt"].(string))
+	c.send(&wire.SignalRequest{Message: &wire.SignalRequest_AddTrack{AddTrack: &wire.AddTrackRequest{Cid: "mic", Type: wire.TrackType_AUDIO, Source: wire.TrackSource_MICROPHONE}}})
+	go c.speak()
+	return c, identity
+}
+
+// connect joins with a token, on the actor's own server.
+func (a *Actor) connect(t *testing.T, jwt string) *caller {
+	t.Helper()
 	client, base := a.net.Client(a.srv.short)
-	ws, _, err := websocket.Dial(context.Background(), base+"/livekit/sfu/rtc?auto_subscribe=1&protocol=16&sdk=js&version=2.0.0&access_token="+out["jwt"].(string),
+	ws, _, err := websocket.Dial(context.Background(), base+"/livekit/sfu/rtc?auto_subscribe=1&protocol=16&sdk=js&version=2.0.0&access_token="+jwt,
 		&websocket.DialOptions{HTTPClient: client})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ws.SetReadLimit(1 << 20)
-	c = &caller{t: t, ws: ws, done: make(chan struct{}), others: map[string]bool{}, tracks: map[string]string{}, heard: map[string]int{}}
+	c := &caller{t: t, ws: ws, done: make(chan struct{}), others: map[string]bool{}, tracks: map[string]string{}, heard: map[string]int{}}
 	c.pub, c.sub = c.pc(), c.pc()
 	c.sub.OnTrack(func(tr *webrtc.TrackRemote, _ *webrtc.RTPReceiver) { c.read(tr) })
 	c.sound, err = webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus, ClockRate: 48000, Channels: 2}, "mic", "stream")
@@ -64,10 +79,8 @@ func (a *Actor) call(t *testing.T) (c *caller, identity string) {
 		t.Fatal(err)
 	}
 	go c.listen()
-	c.send(&wire.SignalRequest{Message: &wire.SignalRequest_AddTrack{AddTrack: &wire.AddTrackRequest{Cid: "mic", Type: wire.TrackType_AUDIO, Source: wire.TrackSource_MICROPHONE}}})
-	go c.speak()
 	t.Cleanup(c.close)
-	return c, identity
+	return c
 }
 
 func (c *caller) close() {
@@ -236,7 +249,7 @@ func (n *Net) slowly(what string, ok func() bool) {
 // TestCallAcrossServers: users of three servers in one call, each connected to
 // their own server, hear each other; a kick ends that everywhere.
 func TestCallAcrossServers(t *testing.T) {
-	n := New(t, "a", "b", "c")
+	n := Linked(t, "a", "b", "c")
 	actors := []*Actor{n.As("@alice:a"), n.As("@bob:b"), n.As("@carol:c")}
 	actors[0].Create("r", public)
 	for _, a := range actors[1:] {
@@ -270,4 +283,60 @@ func TestCallAcrossServers(t *testing.T) {
 	for _, c := range callers {
 		c.close()
 	}
+}
+
+// TestCallTokensLeadHome: a client that connects once for each server of a call
+// gets its own server's address for all that are linked, and hears each
+// participant once.
+func TestCallTokensLeadHome(t *testing.T) {
+	n := Linked(t, "a", "b")
+	alice, bob := n.As("@alice:a"), n.As("@bob:b")
+	alice.Create("r", public)
+	bob.Join("r", "a")
+	n.Settle()
+	a, alices := alice.call(t)
+	token, device := bob.login()
+	b, bobs := bob.callAs(t, token, device)
+	member := obj{"id": "m", "claimed_user_id": string(bob.ID()), "claimed_device_id": device}
+	body := obj{"room_id": string(n.Room("r")), "slot_id": "m.call#ROOM", "openid_token": bob.openID(), "member": member}
+	type reply struct {
+		code int
+		out  obj
+	}
+	done := make(chan reply, 1)
+	go func() {
+		code, out := n.Server("a").ask("POST", "/livekit/jwt/get_token", "", body)
+		done <- reply{code, out}
+	}()
+	var r reply
+	n.slowly("an answer", func() bool {
+		select {
+		case r = <-done:
+			return true
+		default:
+			return false
+		}
+	})
+	if r.code != 200 || r.out["url"] != "wss://"+string(n.Server("b").name)+"/livekit/sfu" {
+		t.Fatalf("%d %v", r.code, r.out)
+	}
+	if id, video := grant(t, r.out["jwt"]); id != bobs || video["canPublish"] != false || video["via"] != string(n.Server("a").name) {
+		t.Fatalf("%s %v", id, video)
+	}
+	second := bob.connect(t, r.out["jwt"].(string))
+	n.slowly("bob to hear alice by the second connection", func() bool { return second.count(alices) >= 20 })
+	n.slowly("bob to hear alice once", func() bool {
+		heard, still := second.count(alices), b.count(alices)
+		n.slowly("more of alice", func() bool { return second.count(alices) >= heard+10 })
+		return b.count(alices) == still
+	})
+	if second.count(bobs) > 0 {
+		t.Error("bob hears himself")
+	}
+	second.close()
+	still := b.count(alices)
+	n.slowly("the first connection to take over", func() bool { return b.count(alices) >= still+10 })
+	n.slowly("alice to hear bob", func() bool { return a.count(bobs) >= 10 })
+	a.close()
+	b.close()
 }

@@ -40,6 +40,7 @@ type Net struct {
 	dir    string
 	ca     *node.Authority
 	order  []string
+	linked bool    // calls go over links between the servers
 	subnet [2]byte // the middle of this net's loopback addresses
 	srv    map[string]*Server
 	rooms  map[string]mxid.RoomID // by the names that scripts give them
@@ -79,8 +80,19 @@ func (l *log) String() string {
 // and checks them.
 func New(t testing.TB, names ...string) *Net {
 	t.Helper()
+	return begin(t, false, names)
+}
+
+// Linked starts servers that join their calls over links.
+func Linked(t testing.TB, names ...string) *Net {
+	t.Helper()
+	return begin(t, true, names)
+}
+
+func begin(t testing.TB, linked bool, names []string) *Net {
+	t.Helper()
 	before := runtime.NumGoroutine()
-	n := &Net{t: t, Clock: clock.NewFake(time.Now()), dir: t.TempDir(), order: names, subnet: [2]byte{byte(1 + rand.IntN(254)), byte(rand.IntN(256))}, srv: map[string]*Server{}, rooms: map[string]mxid.RoomID{}, said: map[string]mxid.EventID{}}
+	n := &Net{t: t, Clock: clock.NewFake(time.Now()), dir: t.TempDir(), order: names, linked: linked, subnet: [2]byte{byte(1 + rand.IntN(254)), byte(rand.IntN(256))}, srv: map[string]*Server{}, rooms: map[string]mxid.RoomID{}, said: map[string]mxid.EventID{}}
 	var err error
 	if n.ca, err = node.OpenAuthority(filepath.Join(n.dir, "ca")); err != nil {
 		t.Fatal(err)
@@ -153,7 +165,7 @@ func (s *Server) start() {
 	c.ListenHTTPS, c.TLSCert, c.TLSKey = s.home().String(), crt, key
 	c.TrustedCAs = []string{filepath.Join(s.net.dir, "ca", "ca.crt")}
 	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
-	c.CallsCascade = true
+	c.CallsCascade = s.net.linked
 	c.FederationAllow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	c.PasswordMemory, c.RateLimits, c.LogLevel = 64<<10, false, "debug"
 	s.Node, err = node.New(context.Background(), node.Options{Config: c, Clock: s.net.Clock, LogTo: s.log, Resolver: s})

@@ -107,7 +107,7 @@ func (c *call) Tell(m sfu.Message) {
 	}
 	var out []local
 	for _, info := range u.Participants {
-		if info.Guest {
+		if info.Home != "" {
 			continue // nothing goes from link to link
 		}
 		if l, ok := c.local(info); ok {
@@ -286,7 +286,7 @@ func (c *call) put(server mxid.ServerName, tr *media.Trunk, p named) {
 		return
 	}
 	if g == nil {
-		in, err := c.bridge.Join(sfu.GuestConfig{Identity: p.identity, Trunk: tr})
+		in, err := c.bridge.Join(sfu.GuestConfig{Identity: p.identity, Server: string(server), Trunk: tr})
 		if err != nil {
 			c.s.cfg.Log.Warn("calls: a participant of another server can't come in", "server", string(server), "error", err)
 			return

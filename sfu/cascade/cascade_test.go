@@ -224,9 +224,10 @@ func TestHidden(t *testing.T) {
 // TestTaken: no server can put another one's client out by taking its identity.
 func TestTaken(t *testing.T) {
 	w := newWorld(t, "a", "b", "c")
-	a, b, c := w.server("a").join("alice"), w.server("b").join("bob"), w.server("c").joinAs("mallory", pid("alice"))
+	a, b := w.server("a").join("alice"), w.server("b").join("bob")
 	a.publish(media.SourceMicrophone)
 	b.receives(pid("alice"), media.SourceMicrophone, 20)
+	c := w.server("c").joinAs("mallory", pid("alice"))
 	c.publish(media.SourceMicrophone)
 	a.sees(pid("bob"))
 	b.receives(pid("alice"), media.SourceMicrophone, 50)

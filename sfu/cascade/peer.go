@@ -15,6 +15,7 @@ const (
 	messagesPerSecond = 200
 	messagesBurst     = 2_000
 	maxRooms          = 1_000 // calls of one peer
+	maxWaiting        = 100   // who wait for a link
 )
 
 // peer is another server and the link to it. It belongs to the service's inbox.
@@ -26,6 +27,7 @@ type peer struct {
 	woken   time.Time // until when the other server's wish counts as a need
 	nonces  map[string]time.Time
 	offers  *rate.Limiter
+	waiting []chan<- bool // for the link
 
 	// Of the present link.
 	trunk    trunk
@@ -49,6 +51,28 @@ func (p *peer) refresh() {
 	p.run(p.machine.need(needed && !p.s.closed, now))
 }
 
+// ready tells done whether the link is up, once that is known.
+func (p *peer) ready(done chan<- bool) {
+	if len(p.waiting) >= maxWaiting {
+		done <- false
+		return
+	}
+	p.waiting = append(p.waiting, done)
+	p.woken = p.s.now().Add(idleTimeout)
+	p.refresh()
+}
+
+// settle answers those who wait for the link.
+func (p *peer) settle() {
+	if p.machine.state == asking || p.machine.state == connecting {
+		return
+	}
+	for _, done := range p.waiting {
+		done <- p.machine.state == up
+	}
+	p.waiting = nil
+}
+
 // happened takes an event of the link.
 func (p *peer) happened(ev event) { p.run(p.machine.step(ev, p.s.now())) }
 
@@ -63,6 +87,7 @@ func (p *peer) run(a action) {
 		}
 		p.drop()
 	}
+	p.settle()
 	if p.timer != nil {
 		p.timer()
 		p.timer = nil

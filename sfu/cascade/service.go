@@ -269,3 +269,25 @@ func newNonce() string {
 	_, _ = rand.Read(b) // doesn't fail
 	return base64.RawURLEncoding.EncodeToString(b)
 }
+
+// Ready makes sure of a link to a server and reports whether there is one, or
+// could be made before ctx ends.
+func (s *Service) Ready(ctx context.Context, server mxid.ServerName) bool {
+	done := make(chan bool, 1)
+	s.post(func() {
+		p := s.peer(server)
+		if p == nil || s.closed || server == s.cfg.ServerName {
+			done <- false
+			return
+		}
+		p.ready(done)
+	})
+	select {
+	case ok := <-done:
+		return ok
+	case <-ctx.Done():
+		return false
+	case <-s.ctx.Done():
+		return false
+	}
+}

@@ -75,6 +75,7 @@ type video struct {
 	CanPublishData    bool     `json:"canPublishData"`
 	CanUpdateMetadata bool     `json:"canUpdateOwnMetadata"`
 	Sources           []string `json:"canPublishSources,omitempty"`
+	Via               string   `json:"via,omitempty"`
 }
 
 // sourceNames are the sources as tokens name them.
@@ -131,7 +132,7 @@ func (t *Tokens) Mint(g sfu.Grant) (string, error) {
 	c := claims{Issuer: issuer, Subject: g.Identity, NotBefore: now.Unix(), Expires: g.Expires.Unix(), Serial: t.next(),
 		Name: g.Name, Metadata: g.Metadata, Attributes: g.Attributes,
 		Video: video{RoomJoin: true, Room: g.Room, CanPublish: g.CanPublish, CanSubscribe: g.CanSubscribe,
-			CanPublishData: g.CanPublishData, CanUpdateMetadata: g.CanUpdateMetadata}}
+			CanPublishData: g.CanPublishData, CanUpdateMetadata: g.CanUpdateMetadata, Via: g.Via}}
 	for _, s := range g.Sources {
 		c.Video.Sources = append(c.Video.Sources, sourceNames[s])
 	}
@@ -157,7 +158,7 @@ func (t *Tokens) Parse(token string) (sfu.Grant, error) {
 		return sfu.Grant{}, errToken
 	}
 	g := sfu.Grant{Room: c.Video.Room, Identity: c.Subject, Name: c.Name, CanPublish: c.Video.CanPublish, CanSubscribe: c.Video.CanSubscribe,
-		CanPublishData: c.Video.CanPublishData, CanUpdateMetadata: c.Video.CanUpdateMetadata,
+		CanPublishData: c.Video.CanPublishData, CanUpdateMetadata: c.Video.CanUpdateMetadata, Via: c.Video.Via,
 		Metadata: c.Metadata, Attributes: c.Attributes, Expires: time.Unix(c.Expires, 0), Serial: c.Serial}
 	for _, name := range c.Video.Sources {
 		for s, n := range sourceNames {
