@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -95,6 +96,16 @@ func run(ctx context.Context) error {
 	return errors.Join(err, n.Close(closeCtx))
 }
 
+// publicURL is the plain HTTP listener under the server's name.
+func (s settings) publicURL() string {
+	host, _, err := net.SplitHostPort(s.name)
+	if err != nil {
+		host = s.name // without a port
+	}
+	_, port, _ := net.SplitHostPort(s.clientAddr) // listening tells of errors
+	return "http://" + net.JoinHostPort(host, port)
+}
+
 func (s settings) config() (*config.Config, error) {
 	c, err := config.Parse(fmt.Sprintf("server_name = %q", s.name))
 	if err != nil {
@@ -105,7 +116,7 @@ func (s settings) config() (*config.Config, error) {
 	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
 	c.TLSCert, c.TLSKey = filepath.Join(s.data, "tls.crt"), filepath.Join(s.data, "tls.key")
 	c.TrustedCAs = []string{s.caCert}
-	c.PublicURL = "http://" + s.name + ":8008"
+	c.PublicURL = s.publicURL()
 	c.RegistrationOpen, c.RegistrationToken, c.RegistrationSecret = true, true, "complement"
 	c.PasswordMemory = 64 << 10
 	c.FederationAllow = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
