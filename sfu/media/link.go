@@ -12,6 +12,11 @@ import (
 // maxQueued bounds the bytes of data messages on their way to the shard.
 const maxQueued = 1 << 20
 
+// startBitrate is what a client is believed to take at first, bit/s: nine or ten
+// videos of an ordinary call. Believing less keeps pictures from those who join
+// for seconds; believing too much costs a narrow link some lost packets once.
+const startBitrate = 5_000_000
+
 // link is one connection of a peer. The session belongs to the control side
 // (Room.mu); conn, pub and sub to the shard, which makes them once.
 type link struct {
@@ -62,7 +67,8 @@ func (l *link) open() {
 		l.pub = forward.NewPublisher(forward.PublisherConfig{Sink: l.conn, SSRC: l.nextSSRC()})
 	}
 	if l.subscribes() {
-		l.sub = forward.NewSubscriber(forward.SubscriberConfig{Sink: l.conn, SSRC: l.nextSSRC(), CNAME: l.cname, OnPaused: l.paused})
+		l.sub = forward.NewSubscriber(forward.SubscriberConfig{Sink: l.conn, SSRC: l.nextSSRC(), CNAME: l.cname,
+			StartBitrate: startBitrate, OnPaused: l.paused})
 	}
 	p := &l.peer.room.plane
 	p.links = append(p.links, l)
