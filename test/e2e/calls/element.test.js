@@ -31,7 +31,9 @@ before(async () => {
         files[`/${mode}/config.json`] = JSON.stringify({ ...config, matrix_rtc_mode: mode });
         // Five browsers on a machine of two cores can't make five pictures of 720p.
         const video = { max_resolution: 360, max_framerate: 5, max_bitrate: 300_000, simulcast_layers: [{ height: 180, bitrate: 100_000 }] };
-        files[`/small/${mode}/config.json`] = JSON.stringify({ ...config, matrix_rtc_mode: mode, media_quality: { video } });
+        // And their pages take more than the usual two seconds to pass a request on.
+        const matrix_rtc_session = { ...config.matrix_rtc_session, delegated_delayed_leave: { delay_ms: 3_600_000, restart_ms: 300_000, restart_timeout_ms: 30_000 } };
+        files[`/small/${mode}/config.json`] = JSON.stringify({ ...config, matrix_rtc_mode: mode, media_quality: { video }, matrix_rtc_session });
         folders[`/${mode}/`] = folders[`/small/${mode}/`] = element;
     }
     pages = await serve(files, folders);
