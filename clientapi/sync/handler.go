@@ -57,6 +57,7 @@ type Config struct {
 type Handler struct {
 	cfg     Config
 	members *sentMembers
+	rules   keptRules
 	initial chan struct{} // a slot for each initial sync
 
 	stopOnce sync.Once

@@ -100,12 +100,15 @@ func timeout(s string) (time.Duration, error) {
 // filter reads a filter in place, or finds one that was stored.
 func (h *Handler) filter(ctx context.Context, u mxid.UserID, s string) (*rules, error) {
 	if s == "" {
-		return newRules(filter.Filter{}), nil
+		s = "{}"
 	}
 	raw := json.RawMessage(s)
 	if strings.HasPrefix(s, "{") {
 		if len(raw) > filter.MaxBytes {
 			return nil, httpx.InvalidParam("The filter is too long")
+		}
+		if r := h.rules.get(raw); r != nil {
+			return r, nil // the check was passed before
 		}
 		if err := jsonx.Check(raw, jsonx.Request); err != nil {
 			return nil, httpx.NotJSON("The filter is not JSON")
@@ -120,9 +123,8 @@ func (h *Handler) filter(ctx context.Context, u mxid.UserID, s string) (*rules, 
 			return nil, err
 		}
 	}
-	f, err := filter.Parse(raw)
-	if err != nil {
-		return nil, err
+	if r := h.rules.get(raw); r != nil {
+		return r, nil
 	}
-	return newRules(f), nil
+	return h.rules.make(raw)
 }

@@ -1,6 +1,8 @@
 package sync
 
 import (
+	"sync"
+
 	"parley/clientapi/filter"
 	"parley/internal/mxid"
 	"parley/room"
@@ -16,6 +18,45 @@ type rules struct {
 	fields   [][]string // event_fields; nil: all
 	rooms    roomSet
 	sections map[*filter.RoomEventFilter]roomSet
+}
+
+// Bounds of what is kept of filters.
+const (
+	maxKeptRules  = 256
+	maxKeptFilter = 4 << 10 // bytes
+)
+
+// keptRules shares the rules of equal filters: clients of one kind send the
+// same one, and each waiting request holds on to its rules. Rules never change.
+// Safe for concurrent use.
+type keptRules struct {
+	mu sync.Mutex
+	of map[string]*rules // by the filter's JSON
+}
+
+func (k *keptRules) get(raw []byte) *rules {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.of[string(raw)]
+}
+
+// make parses a filter and keeps its rules.
+func (k *keptRules) make(raw []byte) (*rules, error) {
+	f, err := filter.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	r := newRules(f)
+	if len(raw) > maxKeptFilter {
+		return r, nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.of) >= maxKeptRules || k.of == nil {
+		k.of = map[string]*rules{} // those in use come back at once
+	}
+	k.of[string(raw)] = r
+	return r, nil
 }
 
 // roomSet is a pair of rooms and not_rooms lists.
