@@ -193,6 +193,13 @@ func (c *client) wait(what string, n int) *wire.SignalResponse {
 // send sends a message, which is one of the wrappers of SignalRequest's oneof.
 func (c *client) send(message any) {
 	c.t.Helper()
+	if err := c.trySend(message); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// trySend is send for those who may be put out meanwhile.
+func (c *client) trySend(message any) error {
 	m := &wire.SignalRequest{}
 	reflect.ValueOf(m).Elem().FieldByName("Message").Set(reflect.ValueOf(message))
 	typ, marshal := websocket.MessageBinary, proto.Marshal
@@ -201,11 +208,9 @@ func (c *client) send(message any) {
 	}
 	frame, err := marshal(m)
 	if err != nil {
-		c.t.Fatal(err)
+		return err
 	}
-	if err := c.ws.Write(context.Background(), typ, frame); err != nil {
-		c.t.Fatal(err)
-	}
+	return c.ws.Write(context.Background(), typ, frame)
 }
 
 // joinV1 joins as livekit-client does in Chromium.
