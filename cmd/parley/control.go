@@ -19,7 +19,7 @@ func withControl(ctx context.Context, path string, f func(admin.Control) error) 
 	if cl, err := admin.Dial(node.ControlSocket(c)); err == nil {
 		return readable(f(cl))
 	}
-	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr})
+	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr, Offline: true})
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func runDB(ctx context.Context, a *args) error {
 }
 
 func checkDB(ctx context.Context, a *args, c *config.Config) error {
-	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr})
+	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr, Offline: true})
 	if err != nil {
 		return err
 	}

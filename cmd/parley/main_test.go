@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -125,6 +127,29 @@ func TestLocalserve(t *testing.T) {
 	}
 }
 
+// TestCommandsNeedNoPorts: commands that work on the data run while something
+// else has the ports, and serve says which key is about them.
+func TestCommandsNeedNoPorts(t *testing.T) {
+	taken, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	conf := filepath.Join(t.TempDir(), "parley.toml")
+	text := fmt.Sprintf("server_name = \"a.example\"\n[listen]\nclient = \"127.0.0.1:0\"\nhttps = \"\"\nmetrics = \"\"\n[calls]\nudp = %q\n", taken.LocalAddr())
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, argv := range [][]string{{"user", "add", "bob"}, {"token", "new"}, {"db", "check"}} {
+		if code, _, errOut := parley(t, append(argv, "--config", conf)...); code != 0 {
+			t.Errorf("%v: %d %s", argv, code, errOut)
+		}
+	}
+	if code, _, errOut := parley(t, "serve", "--config", conf); code != 1 || !strings.Contains(errOut, "calls.udp") {
+		t.Errorf("serve: %d %s", code, errOut)
+	}
+}
+
 func TestControlSocketOfARunningServer(t *testing.T) {
 	dir := t.TempDir()
 	if code, _, errOut := parley(t, "quickstart", "example.org", "--dir", dir); code != 0 {
@@ -132,7 +157,7 @@ func TestControlSocketOfARunningServer(t *testing.T) {
 	}
 	conf := filepath.Join(dir, "parley.toml")
 	text, _ := os.ReadFile(conf)
-	s := strings.NewReplacer(`#client = "127.0.0.1:8008"`, `client = "127.0.0.1:0"`, `#https = ":8448"`, `https = "127.0.0.1:0"`, `#metrics = "127.0.0.1:9100"`, `metrics = ""`).Replace(string(text))
+	s := strings.NewReplacer(`#client = "127.0.0.1:8008"`, `client = "127.0.0.1:0"`, `#https = ":8448"`, `https = "127.0.0.1:0"`, `#metrics = "127.0.0.1:9100"`, `metrics = ""`, `#udp = ":7881"`, `udp = "127.0.0.1:0"`).Replace(string(text))
 	if err := os.WriteFile(conf, []byte(s), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -71,8 +71,10 @@ Next steps
       _matrix-fed._tcp.%[1]s.   IN SRV  10 0 8448 %[1]s.
  2. A certificate for %[1]s: set tls.certificate and tls.key in the
     configuration, or let a reverse proxy pass https://%[1]s to 127.0.0.1:8008.
- 3. parley serve --config %[5]s
- 4. In any Matrix client: register on https://%[1]s with the token,
+ 3. Voice and video calls: open UDP port 7881 in the firewall. Behind NAT, set
+    calls.addresses in the configuration to the public address.
+ 4. parley serve --config %[5]s
+ 5. In any Matrix client: register on https://%[1]s with the token,
     or make an account here: parley user add NAME --config %[5]s
 `
 
@@ -99,7 +101,7 @@ func firstToken(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr})
+	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr, Offline: true})
 	if err != nil {
 		return "", err
 	}

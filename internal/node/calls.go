@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"sync/atomic"
@@ -62,8 +63,8 @@ func (c *calls) Gone(room, identity string, why sfu.Why) {
 }
 
 // openCalls opens the media port and makes the server of calls.
-func (n *Node) openCalls(Options) error {
-	if !n.cfg.Calls {
+func (n *Node) openCalls(o Options) error {
+	if !n.cfg.Calls || o.Offline {
 		return nil
 	}
 	c := &calls{tokens: signal.NewTokens(n.clk)}
@@ -112,7 +113,7 @@ func (n *Node) openTransport(c *calls) (*transport.Server, error) {
 	}
 	t, err := transport.Open(cfg)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("calls.udp: %w", err)
 	}
 	n.onClose(func() error { t.Close(); return nil })
 	c.turn, err = n.openTURN(t, &relaying)

@@ -171,6 +171,9 @@ func (n *Node) Listeners() []struct{ Purpose, URL string } {
 	for _, l := range n.listeners {
 		out = append(out, struct{ Purpose, URL string }{l.Purpose, l.URL})
 	}
+	if n.calls != nil {
+		out = append(out, struct{ Purpose, URL string }{"calls", "udp " + n.cfg.CallsUDP.String()})
+	}
 	return out
 }
 

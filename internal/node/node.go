@@ -49,6 +49,9 @@ type Options struct {
 	OpenStore func() (storage.KV, error)
 	// Resolver replaces the system's DNS.
 	Resolver netguard.Resolver
+	// Offline is for commands that work on the data and don't Start: no port
+	// is bound, so that they run beside any other server.
+	Offline bool
 }
 
 // Node is one server. New opens it, Start makes it listen.
@@ -83,7 +86,8 @@ type Node struct {
 	failed    chan error
 }
 
-// New opens the store and builds every service. Nothing listens yet.
+// New opens the store and builds every service. HTTP listens after Start; the
+// media port of calls is bound here, unless o.Offline.
 func New(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{cfg: o.Config, clk: o.Clock, failed: make(chan error, 4)}
 	if n.clk == nil {
