@@ -16,6 +16,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"parley/clientapi"
+	"parley/internal/await"
 	"parley/internal/clock"
 	"parley/internal/httpx"
 	"parley/internal/mxid"
@@ -338,17 +339,11 @@ func with(o obj, more obj) obj {
 
 func (w *world) until(what string, f func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+	await.Until(w.t, what, func() bool {
 		w.mu.Lock()
-		ok := f()
-		w.mu.Unlock()
-		if ok {
-			return
-		}
-		if time.Now().After(deadline) {
-			w.t.Fatal("never: " + what)
-		}
-	}
+		defer w.mu.Unlock()
+		return f()
+	})
 }
 
 // quiet waits until nothing runs.

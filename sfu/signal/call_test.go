@@ -241,10 +241,13 @@ func TestCallWithPackets(t *testing.T) {
 		t.Errorf("%v", l)
 	}
 	await.Until(t, "b's media to end", func() bool { return b.pc.ConnectionState() != webrtc.PeerConnectionStateConnected })
-	await.Until(t, "nobody to hear b", func() bool {
-		before := c.hears(micB)
-		time.Sleep(200 * time.Millisecond) // ten of its packets
-		return c.hears(micB) == before
+	a.send(&wire.SignalRequest_Mute{Mute: &wire.MuteTrackRequest{Sid: micA}})
+	ofA, ofB := c.hears(micA), c.hears(micB)
+	await.Until(t, "c to hear ten packets of a and none of b", func() bool {
+		if n := c.hears(micB); n != ofB {
+			ofA, ofB = c.hears(micA), n
+		}
+		return c.hears(micA) > ofA+10
 	})
 	a.send(&wire.SignalRequest_Leave{Leave: &wire.LeaveRequest{Reason: wire.DisconnectReason_CLIENT_INITIATED}})
 	await.Until(t, "c to be alone", func() bool { _, n := w.server.Count(); return n == 1 })

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/pion/sctp"
+
+	"parley/internal/obs"
 )
 
 const (
@@ -78,7 +80,7 @@ func startData(d *data, active bool) {
 func (d *data) connect(active bool) (*sctp.Association, error) {
 	options := []sctp.AssociationOption{
 		sctp.WithNetConn((*sctpConn)(d)),
-		sctp.WithLoggerFactory(silence{}),
+		sctp.WithLoggerFactory(obs.Silence{}),
 		sctp.WithMTU(sctpMTU),
 		sctp.WithMaxReceiveBufferSize(sctpReceiveBuffer),
 		sctp.WithMaxMessageSize(MaxMessage),

@@ -3,6 +3,8 @@ package transport
 import (
 	"net/netip"
 	"testing"
+
+	"parley/internal/await"
 )
 
 // pair connects a Conn that dials with one that waits.
@@ -52,7 +54,7 @@ func TestDial(t *testing.T) {
 		to *recorder
 	}{{ca, rb}, {cb, ra}} {
 		seq := byte(0)
-		eventually(t, "an RTP packet", func() bool {
+		await.Until(t, "an RTP packet", func() bool {
 			seq++
 			on(from.c.shard, func() {
 				packet[3] = seq
@@ -66,7 +68,7 @@ func TestDial(t *testing.T) {
 	on(ca.shard, ca.Close)
 	rb.untilState(t, StateClosed)
 	for _, s := range a.shards {
-		eventually(t, "the addresses to be forgotten", func() (empty bool) {
+		await.Until(t, "the addresses to be forgotten", func() (empty bool) {
 			on(s, func() { empty = len(s.routes) == 0 && len(s.paths) == 0 })
 			return empty
 		})

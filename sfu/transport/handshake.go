@@ -11,7 +11,8 @@ import (
 	"time"
 
 	"github.com/pion/dtls/v3"
-	"github.com/pion/logging"
+
+	"parley/internal/obs"
 )
 
 const (
@@ -127,7 +128,7 @@ func (srv *Server) dtlsConn(p *pipe, client bool) (*dtls.Conn, error) {
 			dtls.WithInsecureSkipVerify(true),
 			dtls.WithMTU(dtlsMTU),
 			dtls.WithFlightInterval(dtlsFlightInterval),
-			dtls.WithLoggerFactory(silence{}))
+			dtls.WithLoggerFactory(obs.Silence{}))
 	}
 	return dtls.ServerWithOptions(p, pipeAddr{},
 		dtls.WithCertificates(srv.cert),
@@ -140,7 +141,7 @@ func (srv *Server) dtlsConn(p *pipe, client bool) (*dtls.Conn, error) {
 		dtls.WithInsecureSkipVerifyHello(true),
 		dtls.WithMTU(dtlsMTU),
 		dtls.WithFlightInterval(dtlsFlightInterval),
-		dtls.WithLoggerFactory(silence{}))
+		dtls.WithLoggerFactory(obs.Silence{}))
 }
 
 // takeOver checks the peer's certificate and derives all keys.
@@ -291,21 +292,3 @@ type pipeAddr struct{}
 
 func (pipeAddr) Network() string { return "pipe" }
 func (pipeAddr) String() string  { return "pipe" }
-
-// silence is a logger for pion that says nothing: its messages would name
-// people's addresses.
-type silence struct{}
-
-// NewLogger implements logging.LoggerFactory.
-func (silence) NewLogger(string) logging.LeveledLogger { return silence{} }
-
-func (silence) Trace(string)          {}
-func (silence) Tracef(string, ...any) {}
-func (silence) Debug(string)          {}
-func (silence) Debugf(string, ...any) {}
-func (silence) Info(string)           {}
-func (silence) Infof(string, ...any)  {}
-func (silence) Warn(string)           {}
-func (silence) Warnf(string, ...any)  {}
-func (silence) Error(string)          {}
-func (silence) Errorf(string, ...any) {}

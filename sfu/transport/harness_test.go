@@ -116,14 +116,4 @@ func newConn(srv *Server, i int, h Handler) *Conn {
 	return c
 }
 
-func eventually(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !cond(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting for %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 func listenTCP() (net.Listener, error) { return net.Listen("tcp4", "127.0.0.1:0") }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"parley/internal/await"
 	"parley/internal/clock"
 
 	"github.com/pion/stun/v4"
@@ -18,7 +19,7 @@ func clientHello(t testing.TB, srv *Server) []byte {
 	h := srv.startHandshake(0, true, fingerprint{}, func(b []byte) { first <- append([]byte(nil), b...) }, func(*session, error) {})
 	b := <-first
 	h.cancel()
-	eventually(t, "the handshake to end", func() bool {
+	await.Until(t, "the handshake to end", func() bool {
 		srv.handshakes.mu.Lock()
 		defer srv.handshakes.mu.Unlock()
 		return len(srv.handshakes.running) == 0
@@ -54,7 +55,7 @@ func paced(t testing.TB, srv *Server, n int, send func(i int)) {
 		send(i)
 		if i%200 == 199 {
 			before := srv.Stats().PacketsIn
-			eventually(t, "packets to be taken", func() bool {
+			await.Until(t, "packets to be taken", func() bool {
 				return srv.Stats().PacketsIn+srv.Stats().Lost > before || srv.Stats().PacketsIn >= uint64(i)
 			})
 		}
@@ -152,7 +153,7 @@ func TestHalfOpenHandshakes(t *testing.T) {
 		h.m = &mini{t: t, remote: h.c.Local(), local: Params{Ufrag: "x"}}
 		check := h.m.request(h.m.remote.Pwd, priority(1), controlling, useCandidate).Raw
 		_, _ = sock[i].WriteToUDPAddrPort(check, srv.candidates[0].Addr)
-		eventually(t, "the check", func() bool {
+		await.Until(t, "the check", func() bool {
 			known := false
 			on(h.c.Shard(), func() { known = h.c.selected != nil })
 			return known
@@ -161,7 +162,7 @@ func TestHalfOpenHandshakes(t *testing.T) {
 			_, _ = sock[i].WriteToUDPAddrPort(hello, srv.candidates[0].Addr)
 		}
 	}
-	eventually(t, "handshakes to be put off", func() bool { return srv.Stats().HandshakesDeferred > 0 })
+	await.Until(t, "handshakes to be put off", func() bool { return srv.Stats().HandshakesDeferred > 0 })
 	srv.handshakes.mu.Lock()
 	running := len(srv.handshakes.running)
 	srv.handshakes.mu.Unlock()
@@ -231,7 +232,7 @@ func TestFloodOfOneHandshake(t *testing.T) {
 		junk[9], junk[10] = byte(i>>8), byte(i)
 		junk[17], junk[18] = byte(i>>8), byte(i)
 		m.write(junk)
-		if i%50 == 0 {
+		if i%50 == 0 { // a pace that the socket's buffer takes
 			time.Sleep(time.Millisecond)
 		}
 		r.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"parley/internal/await"
 	"parley/internal/clock"
 
 	"github.com/pion/stun/v4"
@@ -60,7 +61,7 @@ func TestUnauthenticChecksAreNotAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.write(bare.Raw)
-	eventually(t, "the checks to be seen", func() bool { s := srv.Stats(); return s.Invalid == 2 && s.Unknown == 2 })
+	await.Until(t, "the checks to be seen", func() bool { s := srv.Stats(); return s.Invalid == 2 && s.Unknown == 2 })
 	if len(m.answers) > 0 {
 		t.Error("an unauthentic check was answered")
 	}
@@ -83,7 +84,7 @@ func TestAddressChange(t *testing.T) {
 		m.rtp(5, uint16(i), "from the new address")
 	}
 	r.until(t, "media from all addresses", func() bool { return len(r.rtp) == 5 })
-	eventually(t, "five moves", func() bool { return srv.Stats().Moved == 5 })
+	await.Until(t, "five moves", func() bool { return srv.Stats().Moved == 5 })
 }
 
 // TestNoCallToStrangers holds that naming an address, even with the password,
@@ -98,7 +99,7 @@ func TestNoCallToStrangers(t *testing.T) {
 	for range 3 {
 		m.nominate(200)
 	}
-	eventually(t, "a check of the server", func() bool { return m.checks.Load() > 0 })
+	await.Until(t, "a check of the server", func() bool { return m.checks.Load() > 0 })
 	for range 20 {
 		send()
 	}
@@ -129,20 +130,20 @@ func TestNominationPriority(t *testing.T) {
 		t.Error("moved to a worse candidate at the start")
 	}
 	m.nominate(150) // better
-	eventually(t, "the better candidate", func() bool { return selected() != port })
+	await.Until(t, "the better candidate", func() bool { return selected() != port })
 	clk.Advance(settleTime)
 	m.mu.Lock()
 	m.conn = first
 	m.mu.Unlock()
 	m.nominate(50) // later, a decision
-	eventually(t, "the later candidate", func() bool { return selected() == port })
+	await.Until(t, "the later candidate", func() bool { return selected() == port })
 	m.move()
 	if m.ask(priority(1), controlling).Type != stun.BindingSuccess || selected() != port {
 		t.Error("a check without nomination moved the call")
 	}
 	clk.Advance(silentTime + time.Second)
 	m.ask(priority(1), controlling)
-	eventually(t, "the only living address", func() bool { return selected() != port })
+	await.Until(t, "the only living address", func() bool { return selected() != port })
 }
 
 func TestManyAddresses(t *testing.T) {
@@ -167,7 +168,7 @@ func TestManyAddresses(t *testing.T) {
 	m.hears(send)
 	on(c.Shard(), c.Close)
 	for _, s := range srv.shards {
-		eventually(t, "addresses to be forgotten", func() bool {
+		await.Until(t, "addresses to be forgotten", func() bool {
 			n := 0
 			on(s, func() { n = len(s.paths) + len(s.routes) + len(s.ufrags) + len(s.conns) + len(s.handlers) })
 			return n == 0

@@ -12,6 +12,8 @@ import (
 
 	"github.com/pion/dtls/v3"
 	"github.com/pion/stun/v4"
+
+	"parley/internal/obs"
 )
 
 // mini is a small client that does what a test tells it and nothing by itself
@@ -203,7 +205,7 @@ func (m *mini) handshake(profiles ...dtls.SRTPProtectionProfile) error {
 		profiles = []dtls.SRTPProtectionProfile{dtls.SRTP_AEAD_AES_128_GCM}
 	}
 	conn, err := dtls.ClientWithOptions(m.pipe, pipeAddr{}, dtls.WithCertificates(m.cert), dtls.WithInsecureSkipVerify(true),
-		dtls.WithSRTPProtectionProfiles(profiles...), dtls.WithLoggerFactory(silence{}), dtls.WithFlightInterval(100*time.Millisecond))
+		dtls.WithSRTPProtectionProfiles(profiles...), dtls.WithLoggerFactory(obs.Silence{}), dtls.WithFlightInterval(100*time.Millisecond))
 	if err != nil {
 		return err
 	}

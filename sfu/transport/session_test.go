@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/pion/dtls/v3"
+
+	"parley/internal/await"
 )
 
 func TestProfiles(t *testing.T) {
@@ -42,7 +44,7 @@ func TestDescriptionAfterChecks(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- m.handshake() }()
 	r.untilState(t, StateConnecting)
-	eventually(t, "the first flight", func() bool {
+	await.Until(t, "the first flight", func() bool {
 		n := 0
 		on(c.Shard(), func() { n = len(c.early) })
 		return n > 0
@@ -65,7 +67,7 @@ func TestWrongFingerprint(t *testing.T) {
 	m.nominate(1)
 	go m.handshake() //nolint:errcheck // it may think that it succeeded
 	r.untilState(t, StateFailed)
-	eventually(t, "the failure to be counted", func() bool { return srv.Stats().HandshakesFailed == 1 })
+	await.Until(t, "the failure to be counted", func() bool { return srv.Stats().HandshakesFailed == 1 })
 }
 
 func TestFingerprintsThatAreRefused(t *testing.T) {
@@ -159,7 +161,7 @@ func TestPanicCostsOneConnection(t *testing.T) {
 	r1.untilState(t, StateFailed)
 	good.rtp(5, 1, "fine")
 	r2.until(t, "media of others", func() bool { return len(r2.rtp) == 1 })
-	eventually(t, "the panic to be counted", func() bool { return srv.Stats().Panics == 1 })
+	await.Until(t, "the panic to be counted", func() bool { return srv.Stats().Panics == 1 })
 }
 
 func TestCloseTellsThePeer(t *testing.T) {
@@ -192,7 +194,7 @@ func TestServerClose(t *testing.T) {
 		}
 		c.Shard().Do(func() { ran++ })
 	})
-	eventually(t, "the inner call", func() bool {
+	await.Until(t, "the inner call", func() bool {
 		n := 0
 		on(c.Shard(), func() { n = ran })
 		return n == 2
@@ -245,7 +247,7 @@ func TestEvery(t *testing.T) {
 	})
 	<-done
 	on(s, func() {})
-	eventually(t, "the shard to rest", func() bool {
+	await.Until(t, "the shard to rest", func() bool {
 		n := 0
 		on(s, func() { n = len(s.tickers) })
 		return n == 0
@@ -272,12 +274,12 @@ func TestPanicsOfCalls(t *testing.T) {
 		})
 	})
 	s.Do(func() { panic("call") })
-	eventually(t, "the others to go on", func() bool {
+	await.Until(t, "the others to go on", func() bool {
 		n := 0
 		on(s, func() { n = ticks })
 		return n > 5
 	})
-	eventually(t, "two panics", func() bool { return srv.Stats().Panics == 2 })
+	await.Until(t, "two panics", func() bool { return srv.Stats().Panics == 2 })
 	on(s, func() {
 		if len(s.tickers) != 2 {
 			t.Errorf("%d tickers", len(s.tickers))
@@ -303,7 +305,7 @@ func TestGoroutines(t *testing.T) {
 	for i := range 5 {
 		connected(t, srv, i)
 	}
-	eventually(t, "the handshakes to be over", func() bool { return count("startHandshake") == 0 })
+	await.Until(t, "the handshakes to be over", func() bool { return count("startHandshake") == 0 })
 	if n := count("sctp."); n != 0 {
 		t.Errorf("%d goroutines of SCTP", n)
 	}
@@ -314,12 +316,12 @@ func TestGoroutines(t *testing.T) {
 	c := newConn(srv, 1, r)
 	b.negotiate(srv, c, "passive", false)
 	r.untilState(t, StateConnected)
-	eventually(t, "the association", func() bool { return count("created by parley/sfu/transport.startData") == 0 && count("sctpConn") > 0 })
+	await.Until(t, "the association", func() bool { return count("created by parley/sfu/transport.startData") == 0 && count("sctpConn") > 0 })
 	if n := count("sctpConn"); n != 1 {
 		t.Errorf("%d goroutines read for the association", n)
 	}
 	on(c.Shard(), c.Close)
-	eventually(t, "the association to end", func() bool { return count("sctpConn") == 0 })
+	await.Until(t, "the association to end", func() bool { return count("sctpConn") == 0 })
 }
 
 func TestPortInUse(t *testing.T) {

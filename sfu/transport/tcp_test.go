@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/pion/stun/v4"
+
+	"parley/internal/await"
 )
 
 func openTCPServer(t *testing.T) (*Server, net.Listener) {
@@ -57,7 +59,7 @@ func TestTCPStrangers(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "connections to be forgotten", func() bool {
+	await.Until(t, "connections to be forgotten", func() bool {
 		srv.mu.Lock()
 		defer srv.mu.Unlock()
 		return len(srv.streams) == 0

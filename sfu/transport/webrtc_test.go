@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"parley/internal/await"
+	"parley/internal/obs"
 	"slices"
 	"strings"
 	"testing"
@@ -28,7 +30,7 @@ func newBrowser(t testing.TB, networks ...webrtc.NetworkType) *browser {
 	if err := engine.RegisterCodec(codec, webrtc.RTPCodecTypeVideo); err != nil {
 		t.Fatal(err)
 	}
-	settings := webrtc.SettingEngine{LoggerFactory: silence{}}
+	settings := webrtc.SettingEngine{LoggerFactory: obs.Silence{}}
 	settings.SetIncludeLoopbackCandidate(true)
 	if len(networks) > 0 {
 		settings.SetNetworkTypes(networks)
@@ -153,7 +155,7 @@ func (b *browser) exchange(c *Conn, r *recorder, first uint16) {
 		return len(r.rtp) >= 5
 	})
 	got := 0
-	eventually(b.t, "media at the browser", func() bool {
+	await.Until(b.t, "media at the browser", func() bool {
 		on(c.Shard(), func() {
 			seq++
 			if err := c.SendRTP(rtpHeader(7777, seq), []byte("hello")); err != nil {
@@ -226,7 +228,7 @@ func TestBrowserRTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "feedback at the browser", func() bool {
+	await.Until(t, "feedback at the browser", func() bool {
 		on(c.Shard(), func() { _ = c.SendRTCP(raw) })
 		for len(got) > 0 {
 			if pli, ok := (<-got).(*rtcp.PictureLossIndication); ok && pli.SenderSSRC == 9 {
@@ -252,7 +254,7 @@ func TestBrowserICERestart(t *testing.T) {
 	if c.Local() == before {
 		t.Error("a restart made no new credentials")
 	}
-	eventually(t, "the old credentials to end", func() bool {
+	await.Until(t, "the old credentials to end", func() bool {
 		n := 0
 		on(c.Shard(), func() { n = len(c.shard.ufrags) })
 		return n == 1
@@ -367,7 +369,7 @@ func TestBrowserOverTCP(t *testing.T) {
 	r.untilState(t, StateConnected)
 	b.exchange(c, r, 1)
 	on(c.Shard(), func() { c.Close() })
-	eventually(t, "the connection to end", func() bool {
+	await.Until(t, "the connection to end", func() bool {
 		srv.mu.Lock()
 		defer srv.mu.Unlock()
 		return len(srv.streams) == 0

@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"parley/internal/obs"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/pion/stun/v4"
 	pion "github.com/pion/turn/v5"
 
+	"parley/internal/await"
 	"parley/internal/clock"
 	"parley/internal/portmux"
 )
@@ -137,7 +139,7 @@ func (p *place) client(way string, c Credentials) *pion.Client {
 	p.t.Helper()
 	conn, server := p.dial(way)
 	cl, err := pion.NewClient(&pion.ClientConfig{STUNServerAddr: server, TURNServerAddr: server, Conn: conn, Username: c.Username,
-		Password: c.Password, Realm: realm, LoggerFactory: silence{}})
+		Password: c.Password, Realm: realm, LoggerFactory: obs.Silence{}})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -288,12 +290,7 @@ func (p peer) AddTo(m *stun.Message) error {
 
 func (p *place) until(what string, f func() bool) {
 	p.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !f(); {
-		if time.Now().After(deadline) {
-			p.t.Fatal("never: " + what)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	await.Until(p.t, what, f)
 }
 
 // silent checks that nothing reached a socket: what was sent to it before a

@@ -8,12 +8,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pion/logging"
 	"github.com/pion/stun/v4"
 	pion "github.com/pion/turn/v5"
 	"golang.org/x/time/rate"
 
 	"parley/internal/clock"
+	"parley/internal/obs"
 )
 
 // realm is short: the first answer to a stranger should be.
@@ -81,7 +81,7 @@ func New(cfg Config) (*Server, error) {
 		Realm:         realm,
 		AuthHandler:   s.authenticate,
 		QuotaHandler:  s.quota,
-		LoggerFactory: silence{},
+		LoggerFactory: obs.Silence{},
 		EventHandler:  pion.EventHandler{OnAllocationCreated: s.allocated},
 		// Browsers don't ask for a family: IPv4, where there is a choice.
 		StrictAddressFamily: has4,
@@ -305,19 +305,3 @@ func (s *Server) permission(stream bool) pion.PermissionHandler {
 		return r != nil && r.permit(a.Unmap())
 	}
 }
-
-// silence is a log that nobody keeps.
-type silence struct{}
-
-func (s silence) NewLogger(string) logging.LeveledLogger { return s }
-
-func (silence) Trace(string)          {}
-func (silence) Tracef(string, ...any) {}
-func (silence) Debug(string)          {}
-func (silence) Debugf(string, ...any) {}
-func (silence) Info(string)           {}
-func (silence) Infof(string, ...any)  {}
-func (silence) Warn(string)           {}
-func (silence) Warnf(string, ...any)  {}
-func (silence) Error(string)          {}
-func (silence) Errorf(string, ...any) {}
