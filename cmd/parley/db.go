@@ -63,8 +63,8 @@ func checkDB(ctx context.Context, a *args, c *config.Config) error {
 }
 
 func repairDB(a *args, c *config.Config) error {
-	if c.StorageEngine != "leveldb" {
-		return errors.New("only the leveldb engine can be repaired here; use the database's own tools")
+	if c.StorageDSN != "" {
+		return errors.New("only the embedded store can be repaired here; use the database's own tools")
 	}
 	r, err := leveldb.Repair(node.StoreDir(c), leveldb.Options{})
 	if err != nil {

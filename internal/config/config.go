@@ -26,10 +26,9 @@ type Config struct {
 	FederationServer string // host[:port] for .well-known/matrix/server
 	SupportContact   string
 
-	StorageEngine string // leveldb, postgres
-	StorageDSN    string
-	StorageCache  int64 // bytes
-	RootKeyFile   string
+	StorageDSN   string // of PostgreSQL, "" = goleveldb in DataDir
+	StorageCache int64  // bytes
+	RootKeyFile  string
 
 	RegistrationToken  bool
 	RegistrationOpen   bool
@@ -45,6 +44,10 @@ type Config struct {
 	MediaUserQuota   int64 // bytes, 0 = none
 	MediaRemoteCache int64 // bytes
 	MediaLegacy      bool
+	MediaS3          string // s3:// URL, "" = the folder media in DataDir
+
+	RetentionDefault time.Duration // 0 = forever
+	RetentionPlans   []Plan
 
 	Federation           bool
 	FederationAllow      []netip.Prefix
@@ -52,8 +55,7 @@ type Config struct {
 	FederatedDeviceNames bool
 	PublicProfiles       bool
 
-	Calls          bool
-	CallsUDP       netip.AddrPort // for media
+	CallsUDP       netip.AddrPort // for media; invalid: no calls
 	CallsAddresses []netip.Addr   // told to clients; none: those of the machine
 	CallsCascade   bool           // join calls with other servers' over links
 	CallsTURN      string         // host:port of listen.https for TURN, "" = found out, "off"
@@ -62,6 +64,14 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 
 	LogLevel string
+}
+
+// Plan is a class of accounts: how long what they upload is kept, and how much
+// they may store.
+type Plan struct {
+	Name     string
+	Lifetime time.Duration // 0 = no limit of the plan's own
+	Quota    int64         // bytes, 0 = as media.user_quota says
 }
 
 // Key describes one configuration key.
@@ -87,8 +97,7 @@ func Keys() []Key {
 		{"wellknown.client_url", `""`, "URL", "Base URL that clients use. Empty: https://server_name.", text(func(c *Config) *string { return &c.PublicURL })},
 		{"wellknown.server", `""`, "host[:port]", "Where other servers connect. Empty: server_name on port 443.", text(func(c *Config) *string { return &c.FederationServer })},
 		{"wellknown.support", `""`, "e-mail", "Address in /.well-known/matrix/support. Empty: not served.", text(func(c *Config) *string { return &c.SupportContact })},
-		{"storage.engine", `"leveldb"`, "", "leveldb (in data_dir) or postgres.", oneOf(func(c *Config) *string { return &c.StorageEngine }, "leveldb", "postgres")},
-		{"storage.dsn", `""`, "DSN", "PostgreSQL connection string, for engine postgres.", text(func(c *Config) *string { return &c.StorageDSN })},
+		{"storage.dsn", `""`, "DSN", "PostgreSQL connection string. Empty: an embedded store (goleveldb) in data_dir.", text(func(c *Config) *string { return &c.StorageDSN })},
 		{"storage.cache", `"64MB"`, "bytes", "Memory for the block cache of the store.", size(func(c *Config) *int64 { return &c.StorageCache })},
 		{"storage.root_key_file", `""`, "file", "Key that wraps all data keys. Empty: data_dir/vault/root.key. Keep a copy elsewhere.", text(func(c *Config) *string { return &c.RootKeyFile })},
 		{"registration.with_token", `true`, "", "Accounts can be made with a registration token.", boolean(func(c *Config) *bool { return &c.RegistrationToken })},
@@ -102,13 +111,15 @@ func Keys() []Key {
 		{"media.user_quota", `"0"`, "bytes", "What one account may store. 0: no limit.", size(func(c *Config) *int64 { return &c.MediaUserQuota })},
 		{"media.remote_cache", `"10GB"`, "bytes", "Space for copies of files of other servers.", size(func(c *Config) *int64 { return &c.MediaRemoteCache })},
 		{"media.unauthenticated", `false`, "", "Serve files on the old endpoints that ask for no token.", boolean(func(c *Config) *bool { return &c.MediaLegacy })},
+		{"media.s3", `""`, "URL", "S3 service for files: s3://KEY:SECRET@host/bucket?region=…. Empty: the folder data_dir/media.", s3URL(func(c *Config) *string { return &c.MediaS3 })},
+		{"retention.default", `"90d"`, "lifetime", "How long messages, files and messages that wait for a device are kept: 30d, 12w, 1y, or forever. Rooms, plans and uploads can only shorten it.", lifetime(func(c *Config) *time.Duration { return &c.RetentionDefault })},
+		{"retention.plans", `[]`, "", "Plans that accounts can be given, each with a lifetime of uploads and a quota: [\"free=30d,1GB\", \"pro=1y\"].", plans(func(c *Config) *[]Plan { return &c.RetentionPlans })},
 		{"federation.enabled", `true`, "", "Talk to other servers.", boolean(func(c *Config) *bool { return &c.Federation })},
 		{"federation.allow_networks", `[]`, "CIDR", "Private networks that outgoing connections may reach. Needed for tests and closed networks only.", prefixes(func(c *Config) *[]netip.Prefix { return &c.FederationAllow })},
 		{"federation.notaries", `[]`, "names", "Servers to ask for the keys of servers that don't answer.", names(func(c *Config) *[]mxid.ServerName { return &c.FederationNotaries })},
 		{"privacy.share_device_names", `false`, "", "Tell other servers the names of users' devices.", boolean(func(c *Config) *bool { return &c.FederatedDeviceNames })},
 		{"privacy.public_profiles", `false`, "", "Show profiles to everybody, not only to people who share a room.", boolean(func(c *Config) *bool { return &c.PublicProfiles })},
-		{"calls.enabled", `true`, "", "Voice and video calls through this server.", boolean(func(c *Config) *bool { return &c.Calls })},
-		{"calls.udp", `":7881"`, "address", "UDP port for the media of calls. Open it in the firewall.", packets(func(c *Config) *netip.AddrPort { return &c.CallsUDP })},
+		{"calls.udp", `":7881"`, "address", "UDP port for the media of calls. Open it in the firewall. \"off\": no calls.", packets(func(c *Config) *netip.AddrPort { return &c.CallsUDP })},
 		{"calls.addresses", `[]`, "IP addresses", "Public addresses of calls.udp that clients are told. Empty: those of this machine. Needed behind NAT.", addresses(func(c *Config) *[]netip.Addr { return &c.CallsAddresses })},
 		{"calls.turn", `""`, "host:port", "Where clients reach listen.https for TURN (relays for those whose network lets no UDP through). Empty: found out. \"off\": no TURN.", hostPort(func(c *Config) *string { return &c.CallsTURN }, "off")},
 		{"calls.cascade", `false`, "", "Join calls with those of other servers that do the same: media goes from server to server, once.", boolean(func(c *Config) *bool { return &c.CallsCascade })},

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,19 @@ func TestErrorsNameLineAndFix(t *testing.T) {
 		{"server_name = \"a.b\"\n[tls]\nkey = \"k\"\n", "belong together"},
 		{"server_name = \"a.b\"\n[calls]\nturn = \"turn.example.org\"\n", "line 3: calls.turn: must be a host and port"},
 		{"server_name = \"a.b\"\n[listen]\nclient = \"\"\nhttps = \"\"\n", "nobody could connect"},
-		{"server_name = \"a.b\"\n[storage]\nengine = \"postgres\"\n", "storage.dsn is missing"},
+		{"server_name = \"a.b\"\n[storage]\nengine = \"postgres\"\n", "line 3: storage.engine doesn't exist any more: remove the line; PostgreSQL is used if storage.dsn is set"},
+		{"server_name = \"a.b\"\n[calls]\nenabled = false\n", `line 3: calls.enabled doesn't exist any more: remove the line; to turn calls off write calls.udp = "off"`},
+		{"server_name = \"a.b\"\n[retention]\ndefault = \"90\"\n", "line 3: retention.default: must be a lifetime"},
+		{"server_name = \"a.b\"\n[retention]\ndefault = \"0d\"\n", "must be a lifetime"},
+		{"server_name = \"a.b\"\n[retention]\ndefault = \"-1d\"\n", "must be a lifetime"},
+		{"server_name = \"a.b\"\n[retention]\ndefault = \"101y\"\n", "must be a lifetime"},
+		{"server_name = \"a.b\"\n[retention]\ndefault = 90\n", "must be a lifetime"},
+		{"server_name = \"a.b\"\n[retention]\nplans = [\"free\"]\n", "not a plan"},
+		{"server_name = \"a.b\"\n[retention]\nplans = [\"Free=30d\"]\n", "not a plan"},
+		{"server_name = \"a.b\"\n[retention]\nplans = [\"a=30d\", \"a=1y\"]\n", "twice"},
+		{"server_name = \"a.b\"\n[retention]\nplans = [\"a=1GB,30d\"]\n", "must be a lifetime"},
+		{"server_name = \"a.b\"\n[retention]\nplans = [\"a=30d,1GB,2\"]\n", "at most"},
+		{"server_name = \"a.b\"\n[media]\ns3 = \"https://host/bucket\"\n", "must be a URL"},
 		{"server_name = \"a.b\"\n[federation]\nallow_networks = [\"10.0.0.0\"]\n", "not a network"},
 		{"server_name = \"a.b\"\n[calls]\nudp = \"7881\"\n", "must be \":port\""},
 		{"server_name = \"a.b\"\n[calls]\naddresses = [\"example.org\"]\n", "not an IP address"},
@@ -55,6 +68,38 @@ func TestErrorsNameLineAndFix(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%q: got %v, want %q", tc.src, err, tc.want)
 		}
+	}
+}
+
+// Row CO12. One knob, 90 days unless it is turned.
+func TestLifetimes(t *testing.T) {
+	c, err := Parse("server_name = \"a.b\"\n")
+	if err != nil || c.RetentionDefault != 90*day {
+		t.Errorf("default %v %v", c.RetentionDefault, err)
+	}
+	for s, want := range map[string]time.Duration{"forever": 0, "1h": time.Hour, "30d": 30 * day, "12w": 84 * day, "1y": 365 * day, "100y": maxLifetime} {
+		got, err := ParseLifetime(s)
+		back, _ := ParseLifetime(FormatLifetime(got))
+		if err != nil || got != want || back != want {
+			t.Errorf("%q: %v %v, written %q", s, got, err, FormatLifetime(got))
+		}
+	}
+	for _, s := range []string{"", "d", "1.5d", "+3d", "59m", "1s", "99999999999y", "Forever", "30 d"} {
+		if _, err := ParseLifetime(s); err == nil {
+			t.Errorf("%q accepted", s)
+		}
+	}
+}
+
+// Row OS14.
+func TestPlans(t *testing.T) {
+	c, err := Parse("server_name = \"a.b\"\n[retention]\nplans = [\"free=30d,1GB\", \"pro = 1y\", \"org=forever, 2TB\", \"small=5MB\"]\n[calls]\nudp = \"off\"\n")
+	want := []Plan{{"free", 30 * day, 1 << 30}, {"pro", 365 * day, 0}, {"org", 0, 2 << 40}, {"small", 0, 5 << 20}}
+	if err != nil || !slices.Equal(c.RetentionPlans, want) {
+		t.Fatalf("%+v %v", c, err)
+	}
+	if c.CallsUDP.IsValid() {
+		t.Error("calls are on")
 	}
 }
 

@@ -52,6 +52,9 @@ func Parse(src string) (*Config, error) {
 	keys := Keys()
 	for _, name := range sortedKeys(found) {
 		k, ok := lookup(keys, name)
+		if advice := removed(name); !ok && advice != "" {
+			return nil, fmt.Errorf("%s%s doesn't exist any more: %s", lineOf(src, name), name, advice)
+		}
 		if !ok {
 			return nil, fmt.Errorf("%sunknown key %q; did you mean %q?", lineOf(src, name), name, nearest(keys, name))
 		}
@@ -60,6 +63,17 @@ func Parse(src string) (*Config, error) {
 		}
 	}
 	return c, c.check()
+}
+
+// removed says what to write instead of a key that existed once.
+func removed(name string) string {
+	switch name {
+	case "calls.enabled":
+		return `remove the line; to turn calls off write calls.udp = "off"`
+	case "storage.engine":
+		return "remove the line; PostgreSQL is used if storage.dsn is set, the embedded store if it isn't"
+	}
+	return ""
 }
 
 func defaults() *Config {
@@ -87,8 +101,6 @@ func (c *Config) check() error {
 		return errors.New("tls.certificate and tls.key belong together; set both or neither")
 	case c.ListenClient == "" && c.ListenHTTPS == "":
 		return errors.New("listen.client and listen.https are both off; nobody could connect")
-	case c.StorageEngine == "postgres" && c.StorageDSN == "":
-		return errors.New("storage.engine is postgres, but storage.dsn is missing")
 	}
 	return nil
 }

@@ -167,8 +167,6 @@ func names(f func(*Config) *[]mxid.ServerName) func(*Config, value) error {
 	}
 }
 
-// packets reads where packets are taken: "host:port", or ":port" for all
-// addresses of the machine.
 // hostPort takes "host:port", nothing, or one of the words.
 func hostPort(f func(*Config) *string, words ...string) func(*Config, value) error {
 	return func(c *Config, v value) error {
@@ -183,15 +181,21 @@ func hostPort(f func(*Config) *string, words ...string) func(*Config, value) err
 	}
 }
 
+// packets reads where packets are taken: "host:port", ":port" for all
+// addresses of the machine, or "off".
 func packets(f func(*Config) *netip.AddrPort) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		s, _ := v.(string)
+		if s == "off" {
+			*f(c) = netip.AddrPort{}
+			return nil
+		}
 		if strings.HasPrefix(s, ":") {
 			s = "[::]" + s
 		}
 		a, err := netip.ParseAddrPort(s)
 		if err != nil {
-			return errors.New(`must be ":port" or an IP address with a port such as "192.0.2.1:7881"`)
+			return errors.New(`must be ":port", an IP address with a port such as "192.0.2.1:7881", or "off"`)
 		}
 		*f(c) = a
 		return nil

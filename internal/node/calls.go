@@ -64,7 +64,7 @@ func (c *calls) Gone(room, identity string, why sfu.Why) {
 
 // openCalls opens the media port and makes the server of calls.
 func (n *Node) openCalls(o Options) error {
-	if !n.cfg.Calls || o.Offline {
+	if !n.cfg.CallsUDP.IsValid() || o.Offline {
 		return nil
 	}
 	c := &calls{tokens: signal.NewTokens(n.clk)}

@@ -40,7 +40,7 @@ const (
 
 // openEngine opens the configured store.
 func openEngine(c *config.Config) (storage.KV, error) {
-	if c.StorageEngine == "postgres" {
+	if c.StorageDSN != "" {
 		return postgres.Open(context.Background(), c.StorageDSN, postgres.Options{})
 	}
 	return leveldb.Open(StoreDir(c), leveldb.Options{CacheBytes: int(c.StorageCache)})
