@@ -15,9 +15,9 @@ import (
 // shows the same as a picture.
 var layers = map[string]int{
 	"internal/mxid": 0, "internal/obs": 0, "internal/clock": 0, "internal/actor": 0,
-	"internal/httpx": 0, "internal/jsonx": 0, "internal/await": 0, "internal/netguard": 0, "internal/deps": 0,
+	"internal/httpx": 0, "internal/jsonx": 0, "internal/await": 0, "internal/netguard": 0,
 
-	"keys": 1, "keys/vault": 1, "storage": 1, "storage/leveldb": 1, "storage/postgres": 1,
+	"keys": 1, "keys/vault": 1, "keys/pgp": 1, "storage": 1, "storage/leveldb": 1, "storage/postgres": 1,
 	"storage/blob": 1, "storage/intern": 1, "storage/disk": 0, "storage/disk/simdisk": 0, "storage/storagetest": 1,
 	"internal/notify": 1, "internal/config": 1, "internal/portmux": 1,
 
