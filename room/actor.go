@@ -56,6 +56,7 @@ type hot struct {
 	// ids has the numbers of committed events that were looked up of late;
 	// only the goroutine has it.
 	ids  map[[32]byte]Num
+	owes bool          // shred has failed; only the goroutine has it
 	used atomic.Uint64 // service-wide use counter, for eviction
 	ring atomic.Int64  // bytes of the ring, roughly
 }
@@ -297,7 +298,10 @@ func (h *hot) handle(batch []*job) {
 		}
 		staged = append(staged, j)
 	}
-	answer(staged, h.commit(w))
+	if err = h.commit(w); err == nil && (w.owes || h.owes) {
+		err = h.shred(ctx)
+	}
+	answer(staged, err)
 }
 
 // maxIDs bounds the event IDs that a room keeps at hand: those of the state

@@ -73,6 +73,9 @@ func (s *Service) metEverybody(ctx context.Context, rid intern.RID) {
 // begins to send delayed ones, those first that have become due meanwhile.
 // Call it once, when other servers can be asked.
 func (s *Service) Start() error {
+	if err := s.shredOwed(context.Background()); err != nil {
+		return err
+	}
 	s.delays.start()
 	return s.intake.start()
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/tidwall/gjson"
 
 	"parley/internal/mxid"
-	"parley/keys/vault"
 	"parley/room/statetree"
 	"parley/storage"
 	"parley/storage/intern"
@@ -135,7 +134,7 @@ func (s *Service) events(ctx context.Context, h *hot, ns []Num) ([]*Event, error
 		if vals[2*j] == nil || vals[2*j+1] == nil {
 			return nil, fmt.Errorf("room: event %d: %w", ns[i], storage.ErrNotFound)
 		}
-		ev, err := s.decodeEvent(h, ns[i], vals[2*j], vals[2*j+1])
+		ev, err := s.decodeEvent(ctx, h, ns[i], vals[2*j], vals[2*j+1])
 		if err != nil {
 			return nil, err
 		}
@@ -146,23 +145,22 @@ func (s *Service) events(ctx context.Context, h *hot, ns []Num) ([]*Event, error
 }
 
 // decodeEvent opens the two rows of an event.
-func (s *Service) decodeEvent(h *hot, n Num, metaRow, jsonRow []byte) (*Event, error) {
+func (s *Service) decodeEvent(ctx context.Context, h *hot, n Num, metaRow, jsonRow []byte) (*Event, error) {
 	m, err := decodeMeta(metaRow)
 	if err != nil {
 		return nil, err
 	}
-	body, err := s.cfg.Vault.Unseal(keyJSON(h.rid, n), jsonRow)
-	if errors.Is(err, vault.ErrDestroyed) {
-		return nil, fmt.Errorf("room: event %d has been erased: %w", n, storage.ErrNotFound)
+	b, err := s.openBody(keyJSON(h.rid, n), jsonRow)
+	if err == nil && b.bare {
+		b, err = s.openAgain(ctx, keyJSON(h.rid, n), jsonRow, b)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("room: open event %d: %w", n, err)
-	}
-	txn, js, err := decodeBody(body)
 	if err != nil {
 		return nil, err
 	}
-	return makeEvent(h, n, m, txn, js), nil
+	if b.bare {
+		m.flags |= FlagRedacted
+	}
+	return makeEvent(h, n, m, b.txn, b.json), nil
 }
 
 // makeEvent fills an Event from the JSON of a verified event and its meta.

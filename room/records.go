@@ -16,7 +16,7 @@ import (
 // big-endian; "n" is a room-local event number.
 //
 //	ei <event hash 32><rid>                 n
-//	ej <rid><n>                             sealed: transaction key, event JSON
+//	ej <rid><n>                             sealed: skeleton and content of the event (body.go)
 //	em <rid><n>                             meta
 //	ep <rid><prev n><n>                     - (children)
 //	xb <rid><missing hash 32><n>            missing prev event and who refers to it; its ID in versions 1 and 2
@@ -264,28 +264,6 @@ func decodeMeta(b []byte) (meta, error) {
 		m.current = d.root()
 	}
 	return m, d.err("em")
-}
-
-// The body of an ej row before sealing: the client's transaction key, so that
-// a device recognises its own event after a restart, and the event.
-const bodyVersion = 1
-
-func encodeBody(txn string, js []byte) []byte {
-	b := make([]byte, 0, len(js)+len(txn)+4)
-	b = append(b, bodyVersion)
-	b = binary.AppendUvarint(b, uint64(len(txn)))
-	b = append(b, txn...)
-	return append(b, js...)
-}
-
-func decodeBody(b []byte) (txn string, js []byte, err error) {
-	d := newDecoder(b, bodyVersion)
-	n := d.uv()
-	if n > uint64(len(d.b)) {
-		return "", nil, corrupt("ej")
-	}
-	txn = string(d.raw(int(n)))
-	return txn, d.b, d.err("ej")
 }
 
 // summary is the rc row: what a room's owner needs to go on.

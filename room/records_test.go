@@ -44,9 +44,27 @@ func TestRowsRoundTrip(t *testing.T) {
 			}
 		}
 	}
-	txnKey, js, err := decodeBody(encodeBody("key", []byte(`{"a":1}`)))
-	if err != nil || txnKey != "key" || string(js) != `{"a":1}` {
-		t.Errorf("body %q %q %v", txnKey, js, err)
+}
+
+// A body is put together from what redaction leaves and what it takes away.
+func TestBody(t *testing.T) {
+	for _, c := range [][2]string{
+		{`{"content":{},"x":1}`, `{"content":{"body":"a"},"x":1}`},
+		{`{"content":{}}`, `{"content":{}}`},
+		{`{"content":{}}`, `{"content":{},"redacts":"$x"}`},
+		{`{"a":1}`, `{"a":1,"b":11}`},
+		{`{}`, `{"a":{}}`},
+	} {
+		head, tail, middle := difference([]byte(c[0]), []byte(c[1]))
+		skeleton := encodeSkeleton([]byte(c[0]), head, tail, len(middle) == 0)
+		got, err := decodeBody(skeleton, encodeContent("key", middle))
+		if err != nil || got.txn != "key" || string(got.json) != c[1] || got.bare {
+			t.Errorf("%s: %q %s %v %v", c[1], got.txn, got.json, got.bare, err)
+		}
+		got, err = decodeBody(skeleton, nil)
+		if err != nil || got.txn != "" || string(got.json) != c[0] || got.bare != (c[0] != c[1]) {
+			t.Errorf("%s: bare %q %s %v %v", c[1], got.txn, got.json, got.bare, err)
+		}
 	}
 }
 
@@ -61,7 +79,9 @@ func FuzzDecode(f *testing.F) {
 		_, _ = decodeSummary(b)
 		_, _ = decodeThread(b)
 		_, _ = decodeUserRoom(b)
-		_, _, _ = decodeBody(b)
+		_, _ = decodeBody(b, nil)
+		_, _ = decodeBody(b, b)
+		_, _, _ = splitRow(b)
 		_, _ = decodeRelation(storage.Pair{Key: b, Value: b})
 	})
 }

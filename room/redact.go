@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"parley/room/eventform"
 	"parley/storage"
 )
 
@@ -47,21 +48,23 @@ func (w *work) redactIfAllowed(target, by *Event) error {
 	return w.redact(target, by)
 }
 
-// redact rewrites an event to its redacted form.
+// redact rewrites an event to its redacted form. by is nil when no event says
+// so: its time is over.
 func (w *work) redact(target, by *Event) error {
 	if err := w.unrelate(target); err != nil {
 		return err
 	}
 	w.unstick(target)
-	pdu, err := w.h.impl.NewEventFromTrustedJSONWithEventID(string(target.ID), target.JSON, false)
+	js, err := eventform.Redact(w.h.version, target.JSON)
 	if err != nil {
 		return fmt.Errorf("room: redact: %w", err)
 	}
-	pdu.Redact()
 	m := target.meta
 	m.flags |= FlagRedacted
-	m.redactedBy = by.Num
-	ev := makeEvent(w.h, target.Num, m, target.txn, pdu.JSON())
+	if by != nil {
+		m.redactedBy = by.Num
+	}
+	ev := makeEvent(w.h, target.Num, m, target.txn, js)
 	// The target may have been staged in this batch: it gets its place when
 	// its own rows are written, just before these.
 	w.op(func(*storage.Tx) error {
@@ -73,5 +76,6 @@ func (w *work) redact(target, by *Event) error {
 			w.ext = append(append(w.ext[:i:i], ev), w.ext[i+1:]...)
 		}
 	}
+	w.owe(target.Num)
 	return w.rewrite(ev, true)
 }

@@ -3,12 +3,10 @@ package room
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime/debug"
 	"slices"
 
 	"parley/internal/mxid"
-	"parley/keys/vault"
 	"parley/room/statetree"
 	"parley/storage"
 	"parley/storage/intern"
@@ -47,6 +45,7 @@ type work struct {
 	wake      []uint32                     // beside the joined local users
 	wakeRoom  bool                         // the joined local users too
 	after     []func()                     // once durable and visible
+	owes      bool                         // keys of content are to be destroyed
 	// graphFrom is the length of the auth graph before the batch, -1 if the
 	// batch hasn't added to it.
 	graphFrom int
@@ -301,18 +300,9 @@ func (w *work) remember(ev *Event) {
 	w.byNum[ev.Num], w.byHash[ev.meta.hash] = ev, ev.Num
 }
 
-// sealWindow is the time for which one data key seals a room's events, so that
-// a retention policy can erase them by weeks.
+// sealWindow is the time for which data keys seal the content of a room's
+// events, so that a retention policy can erase them by weeks.
 const sealWindow = 7 * 24 * 3600 * 1000
-
-func (w *work) seal(ev *Event) ([]byte, error) {
-	ref := vault.Room(uint32(w.h.rid), uint32(w.now/sealWindow))
-	row, err := w.svc.cfg.Vault.Seal(ref, keyJSON(w.h.rid, ev.Num), encodeBody(ev.txn, ev.JSON))
-	if err != nil {
-		return nil, fmt.Errorf("room: seal event: %w", err)
-	}
-	return row, nil
-}
 
 // missingRow is a prev event that isn't stored.
 type missingRow struct {

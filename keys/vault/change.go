@@ -1,10 +1,12 @@
 package vault
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
 	"parley/storage"
 )
@@ -60,13 +62,86 @@ func (v *Vault) ensure(ref Ref, size int) error {
 	return v.join(func(g *group) { g.want[ref] = size })
 }
 
+// Prepare makes the keys that don't exist yet, all with one fsync. Sealing
+// does it too, one by one.
+func (v *Vault) Prepare(refs ...Ref) error {
+	v.mu.RLock()
+	missing := slices.DeleteFunc(slices.Clone(refs), func(r Ref) bool {
+		_, has := v.ring.segmentOf(r)
+		return has || v.ring.isDead(r)
+	})
+	v.mu.RUnlock()
+	if len(missing) == 0 {
+		return nil
+	}
+	return v.join(func(g *group) {
+		for _, r := range missing {
+			g.want[r] = keySize
+		}
+	})
+}
+
+// Number is the number of the key that sealed a value.
+func Number(sealed []byte) (num uint64, ok bool) {
+	if len(sealed) < 2 || sealed[0] != sealedV1 {
+		return 0, false
+	}
+	num, n := binary.Uvarint(sealed[1:])
+	return num, n > 0
+}
+
+// RefOf names the key with a number, if it exists.
+func (v *Vault) RefOf(num uint64) (Ref, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	e, ok := v.ring.byNum(num)
+	if !ok {
+		return Ref{}, false
+	}
+	return e.ref, true
+}
+
+// DestroyNumbers is Destroy for keys given by number. Keys that don't exist any
+// more are no error.
+func (v *Vault) DestroyNumbers(nums ...uint64) error {
+	var refs []Ref
+	v.mu.RLock()
+	for _, n := range nums {
+		if e, ok := v.ring.byNum(n); ok {
+			refs = append(refs, e.ref)
+		}
+	}
+	v.mu.RUnlock()
+	return v.Destroy(refs...)
+}
+
+// RoomKeys lists the keys of a room that exist now.
+func (v *Vault) RoomKeys(rid uint32) []Ref {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var out []Ref
+	for i := range v.ring.entries {
+		if e := &v.ring.entries[i]; !e.gone && e.ref.ofRoom(rid) {
+			out = append(out, e.ref)
+		}
+	}
+	return out
+}
+
+// Destroyed reports whether a key that is never made again has been destroyed.
+func (v *Vault) Destroyed(ref Ref) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.ring.isDead(ref)
+}
+
 // Destroy makes everything sealed under these keys unreadable for ever. It
 // returns when that is durable. Keys that don't exist are no error. The cost
 // is a rewrite of the segments of the key log that hold the keys (at most 512
 // KiB each) for all that are given, and for all calls that wait.
 func (v *Vault) Destroy(refs ...Ref) error {
 	for _, r := range refs {
-		if r.kind != kindUser && r.kind != kindRoom && r.kind != kindMedia {
+		if r.kind == 0 || r.kind == kindSystem || r.kind == kindSecret {
 			return errors.New("vault: this key is never destroyed")
 		}
 	}
@@ -205,7 +280,7 @@ func (v *Vault) present(refs map[Ref]bool) map[Ref]bool {
 	defer v.mu.RUnlock()
 	gone := map[Ref]bool{}
 	for ref := range refs {
-		if _, has := v.ring.segmentOf(ref); has || ref.kind == kindUser && !v.ring.isDead(ref) {
+		if _, has := v.ring.segmentOf(ref); has || ref.lasts() && !v.ring.isDead(ref) {
 			gone[ref] = true
 		}
 	}
@@ -289,7 +364,7 @@ func (v *Vault) surviving(set map[uint64]bool, gone map[Ref]bool, fresh []record
 	defer v.mu.RUnlock()
 	var recs []record
 	for ref := range gone {
-		if ref.kind == kindUser {
+		if ref.lasts() {
 			recs = append(recs, record{typ: recDead, ref: ref})
 		}
 	}

@@ -55,6 +55,8 @@ const (
 	kindRoom   byte = 3
 	kindMedia  byte = 4
 	kindSecret byte = 5
+	kindAuthor byte = 6
+	kindPart   byte = 7
 )
 
 // System is the key of names of things. It is never destroyed.
@@ -68,13 +70,58 @@ func User(uid uint32) Ref {
 	return r
 }
 
-// Room is the key of the events that a room received in one window (a week).
-// Sealing after its destruction makes a fresh key.
+// Author is the key of what one local user wrote into rooms. Like that of
+// User, it stays destroyed. Events keep what all servers must agree on under
+// the room's keys, so that a room lives on without what its people said.
+func Author(uid uint32) Ref {
+	r := Ref{kind: kindAuthor}
+	binary.BigEndian.PutUint32(r.id[:], uid)
+	return r
+}
+
+// Room is a key of a room: that of window 0 seals what has to stay for as long
+// as the room is known, the others what waits in one week. Sealing after its
+// destruction makes a fresh key.
 func Room(rid, window uint32) Ref {
 	r := Ref{kind: kindRoom}
 	binary.BigEndian.PutUint32(r.id[:], rid)
 	binary.BigEndian.PutUint32(r.id[4:], window)
 	return r
+}
+
+// RoomPart is the key of the content of a run of events that a room received
+// in one week (0: of state events, which have no time). turn tells the keys
+// apart that a run has had: when one event goes, the others move to the next.
+// Sealing after its destruction makes a fresh key.
+func RoomPart(rid, week, run, turn uint32) Ref {
+	r := Ref{kind: kindPart}
+	for i, v := range []uint32{rid, week, run, turn} {
+		binary.BigEndian.PutUint32(r.id[4*i:], v)
+	}
+	return r
+}
+
+// Turn is the key of the same run of events at another turn.
+func (r Ref) Turn(turn uint32) Ref {
+	binary.BigEndian.PutUint32(r.id[12:], turn)
+	return r
+}
+
+// Week of a key made with RoomPart; 0 for other keys.
+func (r Ref) Week() uint32 {
+	if r.kind != kindPart {
+		return 0
+	}
+	return binary.BigEndian.Uint32(r.id[4:])
+}
+
+// lasts reports whether the destruction of a key must be remembered, so that
+// it isn't made again.
+func (r Ref) lasts() bool { return r.kind == kindUser || r.kind == kindAuthor }
+
+// ofRoom reports whether a key belongs to a room.
+func (r Ref) ofRoom(rid uint32) bool {
+	return (r.kind == kindRoom || r.kind == kindPart) && binary.BigEndian.Uint32(r.id[:]) == rid
 }
 
 // Media is the key of one file and its thumbnails. Sealing after its
