@@ -307,5 +307,5 @@ func memoryContent(d *simdisk.Disk, b []byte) (*content, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &content{io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b))), &blob.File{File: f}}, nil
+	return &content{io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b))), &blob.File{Closer: f}}, nil
 }

@@ -1,10 +1,10 @@
 // Package blob stores files that are too large for rows, under random names,
-// in a folder. It knows nothing of their content; callers encrypt.
+// in a folder or in a bucket of an S3 service. It knows nothing of their
+// content; callers encrypt.
 //
-// A file is written under tmp/, synced, renamed to aa/bbbb… (its 16-byte ID in
-// hex) and its folder synced, all before its ID is given out. A row that names
-// the ID is written after that, so a crash leaves at most files without a row:
-// Sweep removes them.
+// A file is durable before its ID is given out. A row that names the ID is
+// written after that, so a crash leaves at most files without a row: Sweep
+// removes them.
 //
 // It runs no goroutines.
 package blob
@@ -16,13 +16,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"parley/storage"
-	"parley/storage/disk"
 )
 
 // ID names a file. It is random and says nothing.
@@ -30,61 +26,66 @@ type ID [16]byte
 
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// Options of Open.
-type Options struct {
-	FS   disk.FS   // nil: the machine's
-	Rand io.Reader // nil: crypto/rand
+// parseID is the reverse of String.
+func parseID(name string) (id ID, ok bool) {
+	if len(name) != 2*len(id) {
+		return ID{}, false
+	}
+	if _, err := hex.Decode(id[:], []byte(name)); err != nil || id.String() != name {
+		return ID{}, false
+	}
+	return id, true
 }
 
-// Store is a folder of files. Safe for concurrent use.
+// place is where files are: a folder or a bucket. Failures that may pass are
+// storage.ErrUnavailable.
+type place interface {
+	// create starts a file.
+	create(id ID) (sink, error)
+	// open opens a file; storage.ErrNotFound if there is none.
+	open(id ID) (*File, error)
+	// remove deletes files; those that aren't there are no error.
+	remove(ids []ID) error
+	// list calls f for every file. young ones may have been written by another
+	// process that is still at it.
+	list(ctx context.Context, f func(id ID, young bool) error) error
+	// tidy removes what half written files have left, but those for which
+	// busy is true.
+	tidy(ctx context.Context, busy func(ID) bool) error
+}
+
+// sink takes the bytes of one new file.
+type sink interface {
+	io.Writer
+	// commit returns when the file is durable under its ID.
+	commit() error
+	// abort removes what there is of it.
+	abort()
+}
+
+// Store is a place for files. Safe for concurrent use.
 type Store struct {
-	fs   disk.FS
-	rand io.Reader
-	dir  string
+	place place
+	rand  io.Reader
 
 	mu sync.Mutex
 	// pending are files of this process that may not have a row yet.
 	pending map[ID]struct{}
-	made    map[string]bool // subfolders that exist
 }
 
-const tmpDir = "tmp"
-
-// Open opens or creates the store in a directory and removes what a crash has
-// left half written.
-func Open(dir string, o Options) (*Store, error) {
-	if o.FS == nil {
-		o.FS = disk.OS{}
+func newStore(p place, random io.Reader) *Store {
+	if random == nil {
+		random = rand.Reader
 	}
-	if o.Rand == nil {
-		o.Rand = rand.Reader
-	}
-	s := &Store{fs: o.FS, rand: o.Rand, dir: dir, pending: map[ID]struct{}{}, made: map[string]bool{}}
-	if err := s.fs.MkdirAll(filepath.Join(dir, tmpDir)); err != nil {
-		return nil, fmt.Errorf("blob: make directory: %w", err)
-	}
-	names, err := s.fs.List(filepath.Join(dir, tmpDir))
-	if err != nil {
-		return nil, fmt.Errorf("blob: list temporary files: %w", err)
-	}
-	for _, n := range names {
-		if err := s.fs.Remove(filepath.Join(dir, tmpDir, n)); err != nil {
-			return nil, fmt.Errorf("blob: remove temporary file: %w", err)
-		}
-	}
-	return s, nil
+	return &Store{place: p, rand: random, pending: map[ID]struct{}{}}
 }
-
-func (s *Store) folder(id ID) string { return filepath.Join(s.dir, id.String()[:2]) }
-func (s *Store) path(id ID) string   { return filepath.Join(s.folder(id), id.String()[2:]) }
-func (s *Store) tmp(id ID) string    { return filepath.Join(s.dir, tmpDir, id.String()) }
 
 // Writer writes one new file. It is for one goroutine; end it with Commit or
 // Abort.
 type Writer struct {
 	s    *Store
 	id   ID
-	f    disk.File
+	sink sink
 	done bool
 }
 
@@ -94,21 +95,22 @@ func (s *Store) Create() (*Writer, error) {
 	if _, err := io.ReadFull(s.rand, w.id[:]); err != nil {
 		return nil, fmt.Errorf("blob: random name: %w", err)
 	}
-	var err error
-	if w.f, err = s.fs.OpenFile(s.tmp(w.id), os.O_WRONLY|os.O_CREATE|os.O_EXCL); err != nil {
-		return nil, fmt.Errorf("blob: create: %w: %w", storage.ErrUnavailable, err)
-	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.pending[w.id] = struct{}{}
+	s.mu.Unlock()
+	var err error
+	if w.sink, err = s.place.create(w.id); err != nil {
+		s.Settled(w.id)
+		return nil, fmt.Errorf("blob: create: %w", err)
+	}
 	return w, nil
 }
 
 // Write appends to the file. A full disk is storage.ErrUnavailable.
 func (w *Writer) Write(p []byte) (int, error) {
-	n, err := w.f.Write(p)
+	n, err := w.sink.Write(p)
 	if err != nil {
-		err = fmt.Errorf("blob: write: %w: %w", storage.ErrUnavailable, err)
+		err = fmt.Errorf("blob: write: %w", err)
 	}
 	return n, err
 }
@@ -119,60 +121,23 @@ func (w *Writer) Commit() (ID, error) {
 	if w.done {
 		return ID{}, errors.New("blob: writer has ended")
 	}
-	err := w.f.Sync()
-	if cerr := w.f.Close(); err == nil {
-		err = cerr
-	}
 	w.done = true
-	if err == nil {
-		err = w.s.makeFolder(w.id)
-	}
-	if err == nil {
-		err = w.s.fs.Rename(w.s.tmp(w.id), w.s.path(w.id))
-	}
-	if err == nil {
-		err = w.s.fs.SyncDir(w.s.folder(w.id))
-	}
-	if err != nil {
-		w.remove()
-		return ID{}, fmt.Errorf("blob: commit: %w: %w", storage.ErrUnavailable, err)
+	if err := w.sink.commit(); err != nil {
+		w.sink.abort()
+		w.s.Settled(w.id)
+		return ID{}, fmt.Errorf("blob: commit: %w", err)
 	}
 	return w.id, nil
 }
 
-// makeFolder makes the subfolder of a file once.
-func (s *Store) makeFolder(id ID) error {
-	name := s.folder(id)
-	s.mu.Lock()
-	made := s.made[name]
-	s.mu.Unlock()
-	if made {
-		return nil
-	}
-	if err := s.fs.MkdirAll(name); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.made[name] = true
-	return nil
-}
-
-// Abort drops the file. It does nothing after Commit.
+// Abort drops the file. It does nothing after Commit. What can't be removed
+// now is found by Sweep.
 func (w *Writer) Abort() {
 	if w.done {
 		return
 	}
 	w.done = true
-	_ = w.f.Close()
-	w.remove()
-}
-
-// remove drops what there is of a file that nobody has heard of. What can't be
-// removed now is found by Open or Sweep.
-func (w *Writer) remove() {
-	_ = w.s.fs.Remove(w.s.tmp(w.id))
-	_ = w.s.fs.Remove(w.s.path(w.id))
+	w.sink.abort()
 	w.s.Settled(w.id)
 }
 
@@ -183,85 +148,98 @@ func (s *Store) Settled(id ID) {
 	delete(s.pending, id)
 }
 
-// File is an open file.
+func (s *Store) isPending(id ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.pending[id]
+	return ok
+}
+
+// File is an open file. Reads at rising offsets are quick; others may each
+// cost a request. ReadAt is safe for concurrent use.
 type File struct {
-	disk.File
+	io.ReaderAt
+	io.Closer
 	Bytes int64
 }
 
 // Open opens a file for reading; storage.ErrNotFound if there is none.
 func (s *Store) Open(id ID) (*File, error) {
-	f, err := s.fs.Open(s.path(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("blob: open: %w", storage.ErrNotFound)
-	}
+	f, err := s.place.open(id)
 	if err != nil {
 		return nil, fmt.Errorf("blob: open: %w", err)
 	}
-	n, err := f.Size()
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("blob: size: %w", err)
-	}
-	return &File{f, n}, nil
+	return f, nil
 }
 
-// Remove deletes a file; it is no error if there is none.
-func (s *Store) Remove(id ID) error {
-	s.Settled(id)
-	err := s.fs.Remove(s.path(id))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+// Remove deletes files; it is no error if there are none.
+func (s *Store) Remove(ids ...ID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	for _, id := range ids {
+		s.Settled(id)
+	}
+	if err := s.place.remove(ids); err != nil {
 		return fmt.Errorf("blob: remove: %w", err)
 	}
 	return nil
 }
 
-// Sweep removes files that have no row. named reports whether a row names the
-// file. It returns how many it removed.
-func (s *Store) Sweep(ctx context.Context, named func(ID) (bool, error)) (removed int, err error) {
-	folders, err := s.fs.List(s.dir)
+// List calls f for every file that is there.
+func (s *Store) List(ctx context.Context, f func(ID) error) error {
+	err := s.place.list(ctx, func(id ID, _ bool) error { return f(id) })
 	if err != nil {
-		return 0, fmt.Errorf("blob: list: %w", err)
+		return fmt.Errorf("blob: list: %w", err)
 	}
-	for _, folder := range folders {
-		if len(folder) != 2 {
-			continue
+	return nil
+}
+
+// sweepSlice is how many files Sweep removes at once.
+const sweepSlice = 500
+
+// Sweep removes files that have no row, and what half written ones have left.
+// named reports whether a row names the file. It returns how many files it
+// removed.
+func (s *Store) Sweep(ctx context.Context, named func(ID) (bool, error)) (removed int, err error) {
+	var dead []ID
+	flush := func() error {
+		err := s.Remove(dead...)
+		if err == nil {
+			removed += len(dead)
 		}
-		names, err := s.fs.List(filepath.Join(s.dir, folder))
-		if err != nil {
-			return removed, fmt.Errorf("blob: list: %w", err)
+		dead = dead[:0]
+		return err
+	}
+	err = s.place.list(ctx, func(id ID, young bool) error {
+		// Pending is asked first: a file leaves it only when its row is there.
+		if young || s.isPending(id) {
+			return nil
 		}
-		for _, name := range names {
-			if err := ctx.Err(); err != nil {
-				return removed, err
-			}
-			n, err := s.sweepOne(folder+name, named)
-			removed += n
-			if err != nil {
-				return removed, err
-			}
+		if ok, err := named(id); ok || err != nil {
+			return err
 		}
+		if dead = append(dead, id); len(dead) >= sweepSlice {
+			return flush()
+		}
+		return nil
+	})
+	if err == nil {
+		err = flush()
+	}
+	if err == nil {
+		err = s.place.tidy(ctx, s.isPending)
+	}
+	if err != nil {
+		return removed, fmt.Errorf("blob: sweep: %w", err)
 	}
 	return removed, nil
 }
 
-func (s *Store) sweepOne(name string, named func(ID) (bool, error)) (removed int, err error) {
-	var id ID
-	if len(name) != 2*len(id) {
-		return 0, nil // not ours
+// unavailable marks a failure that may pass.
+func unavailable(err error) error {
+	if err == nil || errors.Is(err, storage.ErrUnavailable) {
+		return err
 	}
-	if _, err := hex.Decode(id[:], []byte(name)); err != nil || id.String() != name {
-		return 0, nil
-	}
-	// Pending is asked first: a file leaves it only when its row is there.
-	s.mu.Lock()
-	_, pending := s.pending[id]
-	s.mu.Unlock()
-	if pending {
-		return 0, nil
-	}
-	if ok, err := named(id); ok || err != nil {
-		return 0, err
-	}
-	return 1, s.Remove(id)
+	return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
 }

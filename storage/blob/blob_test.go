@@ -41,7 +41,7 @@ func read(s *Store, id ID) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(f)
+	return io.ReadAll(io.NewSectionReader(f, 0, f.Bytes))
 }
 
 func TestWriteReadRemove(t *testing.T) {
@@ -105,7 +105,8 @@ func TestFullDisk(t *testing.T) {
 }
 
 func TestSweep(t *testing.T) {
-	s, err := Open(t.TempDir(), Options{})
+	dir := t.TempDir()
+	s, err := Open(dir, Options{})
 	must(t, err)
 	rows := map[ID]bool{}
 	kept := write(t, s, []byte("kept"))
@@ -125,7 +126,7 @@ func TestSweep(t *testing.T) {
 		}
 	}
 	// The process that was writing the row has died.
-	s, err = Open(s.dir, Options{})
+	s, err = Open(dir, Options{})
 	must(t, err)
 	n, err = s.Sweep(ctx, func(id ID) (bool, error) { return rows[id], nil })
 	if err != nil || n != 1 {
