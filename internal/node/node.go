@@ -29,6 +29,8 @@ import (
 	"parley/keys/e2e"
 	"parley/keys/vault"
 	"parley/mediaapi"
+	"parley/privacy/timers"
+	"parley/privacy/datamap"
 	"parley/room"
 	"parley/storage"
 	"parley/storage/intern"
@@ -66,6 +68,7 @@ type Node struct {
 	commit *storage.Committer
 	intern *intern.Table
 	hub    *notify.Hub
+	timers *timers.Sweeper
 	signer *keys.Signer
 	ring   *keys.Ring
 	client *fedclient.Client
@@ -137,6 +140,9 @@ func (n *Node) openStore(o Options) error {
 		return err
 	}
 	n.onClose(n.kv.Close)
+	if err := datamap.Check(context.Background(), n.kv); err != nil {
+		return err
+	}
 	if n.commit, err = storage.NewCommitter(n.kv); err != nil {
 		return err
 	}
@@ -145,6 +151,7 @@ func (n *Node) openStore(o Options) error {
 		return err
 	}
 	n.hub = notify.New()
+	n.openTimers()
 	return nil
 }
 
@@ -234,6 +241,7 @@ func (n *Node) Start() error {
 	if err := n.e2e.Start(); err != nil {
 		return err
 	}
+	n.startTimers()
 	return n.listen()
 }
 
