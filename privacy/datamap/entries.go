@@ -81,7 +81,7 @@ func serverEntries() []Entry {
 			Lifetime: "until they end", Readers: "everybody who asks"},
 		{What: "data keys of rooms that are owed destruction", Families: []string{"pk"}, Personal: false, Sealed: KeyNone,
 			Lifetime: "until it is done, seconds", Readers: byServer},
-		{What: "when what ends: numbers of rooms, users and files by day", Families: []string{"zz"}, Personal: true, Sealed: KeyNone,
+		{What: "what ends when: numbers of rooms and users, keyed hashes of files, with a day; of a room's oldest message the second", Families: []string{"zz"}, Personal: true, Sealed: KeyNone,
 			Lifetime: "until what they end has gone", Readers: byServer},
 		{What: "erasures: what was erased, as keyed hashes, and what is still to be done", Families: []string{"er"}, Personal: true, Sealed: KeyHash,
 			Lifetime: "for ever, so that a restored backup brings nothing back", Readers: byServer, Holds: []Kind{IDs}},
