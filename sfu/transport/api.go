@@ -126,5 +126,6 @@ const (
 	MaxMessage = 64 << 10
 )
 
-// Tick is the period of the functions given to Shard.Every.
+// Tick is the period of the functions given to Shard.Every while packets come;
+// without any, they may have to wait up to four times as long.
 const Tick = 5 * time.Millisecond

@@ -68,7 +68,6 @@ type path struct {
 	target
 	conn     *Conn
 	tcp      *tcpStream // nil for UDP
-	via      *Shard     // whose socket the kernel gives its packets to
 	priority uint32
 	heard    int64
 

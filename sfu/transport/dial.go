@@ -17,10 +17,8 @@ func (c *Conn) Dial(addrs []netip.AddrPort) {
 		return
 	}
 	c.controlling = true
-	var dialled []endpoint
 	for _, a := range addrs[:min(len(addrs), maxPaths)] {
 		if to := endpointOf(a); c.shard.paths[to] == nil { // else another connection's, which must not suffer
-			dialled = append(dialled, to)
 			c.dialPath(to)
 		}
 	}
@@ -28,7 +26,6 @@ func (c *Conn) Dial(addrs []netip.AddrPort) {
 	stop = c.shard.Every(func(now int64) {
 		if c.ended() {
 			stop()
-			c.undial(dialled)
 			return
 		}
 		if c.selected != nil {
@@ -42,36 +39,7 @@ func (c *Conn) Dial(addrs []netip.AddrPort) {
 	})
 }
 
-// undial lets other sockets forget whose the addresses were.
-func (c *Conn) undial(dialled []endpoint) {
-	s := c.shard
-	for _, other := range s.srv.shards {
-		if other == s {
-			continue
-		}
-		other.Do(func() {
-			for _, to := range dialled {
-				if other.routes[to] == s {
-					delete(other.routes, to)
-				}
-			}
-		})
-	}
-}
-
-// dialPath makes the path to an address and sends the first check there. The
-// answer may come to any of the sockets.
+// dialPath makes the path to an address and sends the first check there.
 func (c *Conn) dialPath(to endpoint) {
-	s := c.shard
-	p := &path{conn: c, via: s, heard: s.now}
-	p.to = to
-	s.sock.aim(&p.target)
-	c.paths = append(c.paths, p)
-	s.paths[to] = p
-	for _, other := range s.srv.shards {
-		if other != s {
-			other.Do(func() { other.routes[to] = s })
-		}
-	}
-	c.prove(p)
+	c.prove(c.addPath(&path{conn: c, target: target{to: to}, heard: c.shard.now}))
 }

@@ -69,7 +69,7 @@ func TestDial(t *testing.T) {
 	rb.untilState(t, StateClosed)
 	for _, s := range a.shards {
 		await.Until(t, "the addresses to be forgotten", func() (empty bool) {
-			on(s, func() { empty = len(s.routes) == 0 && len(s.paths) == 0 })
+			on(s, func() { empty = a.routes.count() == 0 && len(s.paths) == 0 })
 			return empty
 		})
 	}

@@ -31,6 +31,5 @@ func (s *Shard) passOn(b []byte, src *source) bool {
 // SendForeign sends a datagram that isn't the transport's own from the port of
 // the Server: the answers to what Config.Foreign was given. Any goroutine.
 func (srv *Server) SendForeign(packet []byte, to netip.AddrPort) error {
-	_, err := srv.shards[0].sock.conn.WriteToUDPAddrPort(packet, to)
-	return err
+	return srv.shards[0].sock.sendTo(packet, to)
 }

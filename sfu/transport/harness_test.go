@@ -117,3 +117,10 @@ func newConn(srv *Server, i int, h Handler) *Conn {
 }
 
 func listenTCP() (net.Listener, error) { return net.Listen("tcp4", "127.0.0.1:0") }
+
+// count is how many addresses are known.
+func (r *routes) count() int {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return len(r.m)
+}

@@ -218,8 +218,12 @@ func (c *Conn) pathFor(src *source) *path {
 	if len(c.paths) >= maxPaths && !c.dropOldest() {
 		return nil
 	}
-	p := &path{conn: c, tcp: src.tcp, via: src.shard}
-	p.to, p.local = src.from, src.local
+	return c.addPath(&path{conn: c, tcp: src.tcp, target: target{to: src.from, local: src.local}})
+}
+
+// addPath takes up an address.
+func (c *Conn) addPath(p *path) *path {
+	s := c.shard
 	c.paths = append(c.paths, p)
 	if p.tcp != nil {
 		p.proven = true
@@ -227,11 +231,8 @@ func (c *Conn) pathFor(src *source) *path {
 		return p
 	}
 	s.sock.aim(&p.target)
-	s.paths[src.from] = p
-	if p.via != s {
-		from := src.from
-		p.via.Do(func() { p.via.routes[from] = s })
-	}
+	s.paths[p.to] = p
+	s.srv.routes.set(p.to, s)
 	return p
 }
 
@@ -268,14 +269,7 @@ func (c *Conn) dropPath(p *path) {
 	}
 	if s.paths[p.to] == p {
 		delete(s.paths, p.to)
-	}
-	if p.via != s {
-		from := p.to
-		p.via.Do(func() {
-			if p.via.routes[from] == s {
-				delete(p.via.routes, from)
-			}
-		})
+		s.srv.routes.drop(p.to, s)
 	}
 }
 

@@ -19,7 +19,14 @@ import (
 	"parley/internal/clock"
 )
 
-const maxShards = len(iceChars) // a fragment's first character names the shard
+const (
+	maxShards = len(iceChars) // a fragment's first character names the shard
+
+	// A shard has room for another call below so many Conns and so much of
+	// its core, in thousandths.
+	roomyConns = 32
+	roomyBusy  = 400
+)
 
 // Server is the transport on one UDP port. All its methods are safe for
 // concurrent use.
@@ -32,6 +39,7 @@ type Server struct {
 	candidates  []Candidate
 	tieBreaker  uint64
 	shards      []*Shard
+	routes      routes
 	handshakes  handshakes
 	parcels     sync.Pool
 	messages    sync.Pool // *[MaxMessage]byte
@@ -42,6 +50,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	closed  bool
+	spreads bool // the kernel gives packets to all sockets
 	streams map[*tcpStream]struct{}
 }
 
@@ -49,7 +58,7 @@ type Server struct {
 func Open(cfg Config) (*Server, error) {
 	srv := &Server{
 		log: cfg.Log, clock: cfg.Clock, listener: cfg.TCP, foreign: cfg.Foreign, done: make(chan struct{}),
-		streams: map[*tcpStream]struct{}{},
+		routes: routes{m: map[endpoint]*Shard{}}, streams: map[*tcpStream]struct{}{},
 	}
 	if srv.log == nil {
 		srv.log = slog.New(slog.DiscardHandler)
@@ -77,6 +86,8 @@ func Open(cfg Config) (*Server, error) {
 		srv.closeSockets()
 		return nil, err
 	}
+	srv.spreads = true
+	srv.spread(false)
 	for _, s := range srv.shards {
 		s.outgoing = make([]*parcel, len(srv.shards))
 		go s.run()
@@ -163,15 +174,35 @@ func (srv *Server) Fingerprint() string { return srv.fingerprint }
 // Shards lists all shards.
 func (srv *Server) Shards() []*Shard { return slices.Clone(srv.shards) }
 
-// PickShard returns the shard with the fewest Conns.
+// PickShard returns the shard for a new call: the first that has room, else
+// that with the fewest Conns. Two shards that are half idle cost more than one
+// that isn't, as each must be woken up, and packets that the kernel gives to the
+// wrong one handed over.
 func (srv *Server) PickShard() *Shard {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
 	best := srv.shards[0]
-	for _, s := range srv.shards[1:] {
+	for _, s := range srv.shards {
+		if s.load.Load() < roomyConns && s.busy.Load() < roomyBusy {
+			best = s
+			break
+		}
 		if s.load.Load() < best.load.Load() {
 			best = s
 		}
 	}
+	if best.index > 0 {
+		srv.spread(true)
+	}
 	return best
+}
+
+// spread lets the kernel give packets to all sockets or to the first only. The
+// caller has srv.mu.
+func (srv *Server) spread(all bool) {
+	if len(srv.shards) > 1 && srv.spreads != all && srv.shards[0].sock.steer(all) {
+		srv.spreads = all
+	}
 }
 
 // ownerOf is the shard that gave out a fragment, nil when none did.

@@ -12,6 +12,8 @@ import (
 
 const (
 	sweepInterval = time.Second
+	// idleTick is the longest time between two ticks.
+	idleTick = 4 * Tick
 	// maxRounds bounds how many receive batches are taken before the other
 	// duties of a turn.
 	maxRounds = 8
@@ -24,14 +26,16 @@ type Shard struct {
 	srv   *Server
 	index int
 	sock  *socket
-	load  atomic.Int64
+	load  atomic.Int64 // Conns
+	busy  atomic.Int64 // thousandths of a core in the last second
 
 	mu       sync.Mutex
 	calls    []func()
 	parcels  []*parcel
 	stopped  bool // the loop has ended: calls run where they are made
 	draining bool
-	pending  atomic.Bool // the loop was told of calls or parcels
+	pending  atomic.Bool // there are calls or parcels
+	asleep   atomic.Bool // the loop waits, or is about to, and must be woken
 	ended    chan struct{}
 
 	// The rest belongs to the shard's goroutine.
@@ -39,7 +43,6 @@ type Shard struct {
 	conns    map[*Conn]struct{}
 	ufrags   map[string]*credential
 	paths    map[endpoint]*path
-	routes   map[endpoint]*Shard // whose path an address is, for our socket
 	handlers map[Handler]*handlerRef
 	tickers  []*ticker
 	now      int64
@@ -50,10 +53,10 @@ type Shard struct {
 	outgoing []*parcel
 	spare    []func()
 	spareP   []*parcel
-	armed    time.Time
-	rearm    bool
 	nextTick time.Time
 	nextLook time.Time
+	lastLook time.Time
+	used     time.Duration // CPU time at lastLook
 	src      source
 	stun     stunMessage
 	scratch  [integritySize]byte
@@ -75,9 +78,9 @@ type ticker struct {
 
 func newShard(srv *Server, index int, sock *socket) *Shard {
 	s := &Shard{
-		srv: srv, index: index, sock: sock, ended: make(chan struct{}), rearm: true,
+		srv: srv, index: index, sock: sock, ended: make(chan struct{}),
 		conns: map[*Conn]struct{}{}, ufrags: map[string]*credential{}, paths: map[endpoint]*path{},
-		routes: map[endpoint]*Shard{}, handlers: map[Handler]*handlerRef{},
+		handlers: map[Handler]*handlerRef{},
 	}
 	s.src.shard = s
 	s.clock()
@@ -154,7 +157,8 @@ func (s *Shard) post(p *parcel) bool {
 
 // poke makes the loop look for calls and parcels.
 func (s *Shard) poke() {
-	if !s.pending.Swap(true) {
+	s.pending.Store(true)
+	if s.asleep.Swap(false) {
 		s.sock.wake()
 	}
 }
@@ -163,7 +167,6 @@ func (s *Shard) poke() {
 func (s *Shard) Every(f func(now int64)) (stop func()) {
 	t := &ticker{f: f}
 	s.tickers = append(s.tickers, t)
-	s.rearm = true
 	return func() { t.stopped = true }
 }
 
@@ -177,11 +180,13 @@ func (s *Shard) clock() {
 }
 
 // run is the loop: wait for packets, calls or the next tick; handle them; send
-// what came of it.
+// what came of it. It keeps its thread, which sleeps in the kernel.
 func (s *Shard) run() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	defer close(s.ended)
 	for !s.closing {
-		n, err := s.sock.read(s.idle())
+		n, err := s.receive()
 		s.clock()
 		s.turn++
 		s.takeMail() // first, as it can say whose the packets are
@@ -209,25 +214,24 @@ func (s *Shard) run() {
 	s.drain()
 }
 
-// idle sets the time of the next duty and reports whether to wait for it.
-func (s *Shard) idle() bool {
-	if s.rearm || !s.armed.IsZero() && !s.wall.Before(s.armed) {
-		s.rearm = false
-		s.armed = s.nextDuty()
-		s.sock.arm(s.armed)
-	}
-	return !s.pending.Load()
+// receive waits for something to do. Who brings work sets pending and then looks
+// whether the loop is asleep; the loop does it the other way round, so that one
+// of them sees the other.
+func (s *Shard) receive() (int, error) {
+	s.sock.arm(s.nextDuty())
+	s.asleep.Store(true)
+	n, err := s.sock.read(!s.pending.Load())
+	s.asleep.Store(false)
+	return n, err
 }
 
+// nextDuty is the latest time at which the loop must go on.
 func (s *Shard) nextDuty() time.Time {
 	switch {
 	case len(s.tickers) > 0:
-		if s.nextTick.Before(s.wall) {
-			s.nextTick = s.wall.Add(Tick)
-		}
-		return s.nextTick
+		return s.nextTick.Add(idleTick - Tick)
 	case len(s.conns) > 0:
-		return s.wall.Add(sweepInterval)
+		return s.nextLook
 	}
 	return time.Time{}
 }
@@ -370,7 +374,10 @@ func (s *Shard) routeOf(src *source) *Shard {
 	if src.shard != s || src.tcp != nil {
 		return nil
 	}
-	return s.routes[src.from]
+	if owner := s.srv.routes.of(src.from); owner != s {
+		return owner
+	}
+	return nil
 }
 
 // takeMail runs what other goroutines want of the shard.
@@ -379,7 +386,6 @@ func (s *Shard) takeMail() {
 		return
 	}
 	s.pending.Store(false)
-	s.rearm = true // a wake leaves its deadline behind
 	s.mu.Lock()
 	calls, parcels := s.calls, s.parcels
 	s.calls, s.parcels = s.spare[:0], s.spareP[:0]
@@ -396,25 +402,32 @@ func (s *Shard) takeMail() {
 }
 
 // tick runs the tickers and, once a second, looks for what has timed out.
+// Packets bring ticks along; only without them does the loop wake up for one.
 func (s *Shard) tick() {
 	if len(s.tickers) > 0 && !s.wall.Before(s.nextTick) {
-		s.nextTick = s.nextTick.Add(Tick)
-		if s.nextTick.Before(s.wall) {
-			s.nextTick = s.wall.Add(Tick)
-		}
+		s.nextTick = s.wall.Add(Tick)
 		for _, t := range s.tickers { // one of them may add more
 			s.runTicker(t)
 		}
 		s.tickers = slices.DeleteFunc(s.tickers, func(t *ticker) bool { return t.stopped })
-		s.rearm = true
 	}
 	if s.wall.Before(s.nextLook) {
 		return
 	}
 	s.nextLook = s.wall.Add(sweepInterval)
+	s.weigh()
 	for c := range s.conns {
 		c.sweep(s.now)
 	}
+}
+
+// weigh takes the CPU time since the last time.
+func (s *Shard) weigh() {
+	used := busy()
+	if passed := s.wall.Sub(s.lastLook); passed > 0 {
+		s.busy.Store(int64(used-s.used) * 1000 / int64(passed))
+	}
+	s.used, s.lastLook = used, s.wall
 }
 
 // runTicker calls a ticker; one that panics is stopped.

@@ -28,19 +28,20 @@ const (
 )
 
 // socket is one UDP socket with its preallocated batches. Everything but wake
-// belongs to its shard's goroutine.
+// belongs to its shard's goroutine, which waits in ppoll on a thread of its own:
+// going to sleep and waking up through the runtime's poller costs more than
+// forwarding a packet.
 type socket struct {
 	outbox
-	conn    *net.UDPConn
-	raw     syscall.RawConn
-	fd      int
+	file    *os.File
+	fd      int // of file
+	bound   netip.AddrPort
+	waker   *os.File // an eventfd: written to by wake, readable to ppoll
+	wakerFD int
+	until   time.Time
 	v6      bool // of family AF_INET6; IPv4 addresses are mapped
 	pktinfo bool // several local addresses: remember which one was used
-	receive func(fd uintptr) bool
 
-	block  bool
-	n      int
-	recvNo unix.Errno
 	in     [recvBatch]unix.Mmsghdr
 	inIov  [recvBatch]unix.Iovec
 	inName [recvBatch]unix.RawSockaddrInet6
@@ -74,40 +75,57 @@ func openSocket(addr netip.AddrPort, share bool) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for packets: %w", err)
 	}
-	s := &socket{outbox: newOutbox(), conn: pc.(*net.UDPConn), inBuf: make([]byte, recvBatch*recvSlot), pktinfo: addr.Addr().IsUnspecified()}
-	if err := s.prepare(); err != nil {
-		pc.Close()
+	defer pc.Close()
+	s := &socket{outbox: newOutbox(), inBuf: make([]byte, recvBatch*recvSlot), pktinfo: addr.Addr().IsUnspecified()}
+	if err := s.take(pc.(*net.UDPConn)); err != nil {
 		return nil, fmt.Errorf("prepare the packet socket: %w", err)
 	}
 	return s, nil
 }
 
-func (s *socket) prepare() error {
+// take makes the socket of c its own, with a descriptor that the runtime's
+// poller doesn't watch.
+func (s *socket) take(c *net.UDPConn) error {
 	// A small buffer only costs packets under load: errors don't matter.
-	_ = s.conn.SetReadBuffer(socketBuffers)
-	_ = s.conn.SetWriteBuffer(socketBuffers)
-	raw, err := s.conn.SyscallConn()
+	_ = c.SetReadBuffer(socketBuffers)
+	_ = c.SetWriteBuffer(socketBuffers)
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
-	s.raw, s.receive = raw, s.receiveOnce
-	var optErr error
-	err = raw.Control(func(fd uintptr) {
-		s.fd = int(fd)
-		family, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-		if err != nil {
-			optErr = err
-			return
-		}
-		s.v6 = family == unix.AF_INET6
-		_, err = unix.GetsockoptInt(s.fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-		s.gso = err == nil
-		if s.pktinfo && s.v6 {
-			optErr = unix.SetsockoptInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		} else if s.pktinfo {
-			optErr = unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		}
-	})
+	var dupErr error
+	err = raw.Control(func(fd uintptr) { s.fd, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, dupErr); err != nil {
+		return err
+	}
+	// Files in blocking mode are left alone by the runtime's poller. Every call
+	// says MSG_DONTWAIT.
+	err = unix.SetNonblock(s.fd, false)
+	s.file = os.NewFile(uintptr(s.fd), "packets")
+	s.bound = c.LocalAddr().(*net.UDPAddr).AddrPort()
+	if err == nil {
+		s.wakerFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC)
+	}
+	if err != nil {
+		s.file.Close()
+		return err
+	}
+	s.waker = os.NewFile(uintptr(s.wakerFD), "waker")
+	if err := s.prepare(); err != nil {
+		s.close()
+		return err
+	}
+	return nil
+}
+
+func (s *socket) prepare() error {
+	family, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return err
+	}
+	s.v6 = family == unix.AF_INET6
+	_, err = unix.GetsockoptInt(s.fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+	s.gso = err == nil
 	for i := range s.in {
 		s.inIov[i].Base = &s.inBuf[i*recvSlot]
 		s.inIov[i].SetLen(recvSlot)
@@ -115,42 +133,37 @@ func (s *socket) prepare() error {
 		s.in[i].Hdr.SetIovlen(1)
 		s.in[i].Hdr.Name = (*byte)(unsafe.Pointer(&s.inName[i]))
 	}
-	return errors.Join(err, optErr)
+	switch {
+	case s.pktinfo && s.v6:
+		return unix.SetsockoptInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+	case s.pktinfo:
+		return unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+	}
+	return nil
 }
 
-func (s *socket) addr() netip.AddrPort { return s.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
+func (s *socket) addr() netip.AddrPort { return s.bound }
 
-func (s *socket) close() { s.conn.Close() }
+func (s *socket) close() {
+	s.file.Close()
+	s.waker.Close()
+}
 
-// wake makes a blocked read return. Safe for concurrent use.
-func (s *socket) wake() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) }
+// wake makes a blocked read return, or the next one. Safe for concurrent use,
+// also after close.
+func (s *socket) wake() { _, _ = s.waker.Write([]byte{7: 1}) }
 
 // arm sets the time at which a blocked read returns, zero for never.
-func (s *socket) arm(t time.Time) { _ = s.conn.SetReadDeadline(t) }
+func (s *socket) arm(t time.Time) { s.until = t }
 
 // read fills the receive batch and returns its length. When block is set it
 // waits for packets, wake or the time of arm; 0 then means one of these.
 func (s *socket) read(block bool) (int, error) {
-	s.block, s.n, s.recvNo = block, 0, 0
-	var err error
 	if block {
-		err = s.raw.Read(s.receive)
-	} else {
-		s.receive(uintptr(s.fd)) // whatever the deadline says
+		if ready, err := s.wait(); !ready {
+			return 0, err
+		}
 	}
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return 0, nil
-	case err != nil:
-		return 0, err
-	case s.recvNo != 0:
-		return 0, nil // an error of an earlier send, told by the kernel here
-	}
-	return s.n, nil
-}
-
-// receiveOnce is one recvmmsg; false asks the runtime to wait for packets.
-func (s *socket) receiveOnce(fd uintptr) bool {
 	for i := range s.in {
 		h := &s.in[i].Hdr
 		h.Namelen = unix.SizeofSockaddrInet6
@@ -159,16 +172,67 @@ func (s *socket) receiveOnce(fd uintptr) bool {
 			h.SetControllen(controlSize)
 		}
 	}
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&s.in[0])), recvBatch, unix.MSG_DONTWAIT, 0, 0)
-	switch errno {
-	case 0:
-		s.n = int(n)
-	case unix.EAGAIN, unix.EINTR:
-		return !s.block
-	default:
-		s.recvNo = errno
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.in[0])), recvBatch, unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0, nil // nothing there, or an error of an earlier send, told by the kernel here
 	}
-	return true
+	return int(n), nil
+}
+
+// wait reports whether there may be packets.
+func (s *socket) wait() (bool, error) {
+	fds := [2]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}, {Fd: int32(s.wakerFD), Events: unix.POLLIN}}
+	var timeout *unix.Timespec
+	if !s.until.IsZero() {
+		t := unix.NsecToTimespec(max(0, int64(time.Until(s.until))))
+		timeout = &t
+	}
+	_, err := unix.Ppoll(fds[:], timeout, nil)
+	if err == unix.EINTR {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("wait for packets: %w", err)
+	}
+	if fds[1].Revents != 0 {
+		var count [8]byte
+		_, _ = unix.Read(int(fds[1].Fd), count[:])
+	}
+	return fds[0].Revents != 0, nil
+}
+
+// sendTo sends one datagram by itself. Safe for concurrent use, also after close.
+func (s *socket) sendTo(b []byte, to netip.AddrPort) error {
+	raw, err := s.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	err = raw.Control(func(fd uintptr) {
+		if s.v6 {
+			sendErr = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
+			return
+		}
+		sendErr = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().Unmap().As4()})
+	})
+	return errors.Join(err, sendErr)
+}
+
+// steer lets the sockets that share a port take packets evenly, or leaves them
+// all to the one that was opened first. It reports false where the system can't.
+func (s *socket) steer(evenly bool) bool {
+	if evenly {
+		return unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0) == nil
+	}
+	first := [1]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	return unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: 1, Filter: &first[0]}) == nil
+}
+
+// busy is the CPU time of the calling thread.
+func busy() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) // doesn't fail
+	return time.Duration(t.Nano())
 }
 
 // received is packet i of the last batch; nil when it was cut off.

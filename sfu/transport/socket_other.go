@@ -35,8 +35,21 @@ func openSocket(addr netip.AddrPort, _ bool) (*socket, error) {
 
 func (s *socket) addr() netip.AddrPort { return s.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
 func (s *socket) close()               { s.conn.Close() }
-func (s *socket) wake()                { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) }
-func (s *socket) arm(t time.Time)      { _ = s.conn.SetReadDeadline(t) }
+
+// wake makes a blocked read return. It doesn't count when arm comes after it.
+func (s *socket) wake() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) }
+
+// arm sets the time at which a blocked read returns, zero for never.
+func (s *socket) arm(t time.Time) { _ = s.conn.SetReadDeadline(t) }
+
+func (s *socket) sendTo(b []byte, to netip.AddrPort) error {
+	_, err := s.conn.WriteToUDPAddrPort(b, to)
+	return err
+}
+
+func (s *socket) steer(bool) bool { return false }
+
+func busy() time.Duration { return 0 }
 
 // read takes one packet. When block is not set it takes none.
 func (s *socket) read(block bool) (int, error) {
