@@ -20,6 +20,10 @@ type Grant struct {
 	// Via makes it a session that only hears and sees the guests of this server;
 	// see Guest. Presence isn't told of it.
 	Via string
+	// First is the identity of the client's first session, if that may be
+	// another one: clients of before MSC4195 have one for their own server, and
+	// one of MSC4195 for the others.
+	First string
 
 	// Sources limits what may be published; empty is no limit.
 	Sources []media.Source

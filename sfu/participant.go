@@ -69,8 +69,8 @@ type participant struct {
 	packets  *rate.Limiter
 	bytes    *rate.Limiter
 
-	conns                                       [2]media.State
-	graceTimer, connectTimer, mediaTimer, token func() bool
+	conns                                               [2]media.State
+	graceTimer, connectTimer, mediaTimer, token, orphan func() bool
 }
 
 // join makes a participant.
@@ -99,7 +99,7 @@ func (c *Call) join(g Grant, j Join, sig Signal) (*Session, error) {
 		}
 	}
 	c.order = append(c.order, p)
-	c.byIdentity[p.key()], c.bySID[p.sid] = p, p
+	p.enlist()
 	c.server.counted(c, 1)
 	p.send(joined)
 	p.renewToken()
@@ -314,14 +314,13 @@ func (c *Call) remove(p *participant, why Why, reason Reason, action Action) {
 	}
 	p.removed = true
 	p.peer.Close()
-	for _, stop := range []func() bool{p.graceTimer, p.connectTimer, p.mediaTimer, p.token} {
+	for _, stop := range []func() bool{p.graceTimer, p.connectTimer, p.mediaTimer, p.token, p.orphan} {
 		if stop != nil {
 			stop()
 		}
 	}
 	c.order = slices.DeleteFunc(c.order, func(o *participant) bool { return o == p })
-	delete(c.byIdentity, p.key())
-	delete(c.bySID, p.sid)
+	p.strike()
 	delete(c.loud, p.sid)
 	p.handOver()
 	c.server.counted(c, -1)

@@ -175,7 +175,7 @@ func (s *Server) Kick(room, identity string) {
 	}
 	c.post(func() {
 		for _, p := range slices.Clone(c.order) {
-			if p.identity == identity {
+			if p.identity == identity || p.belongs(identity) {
 				c.remove(p, Kicked, ReasonRemoved, ActionDisconnect)
 			}
 		}

@@ -1,5 +1,7 @@
 package sfu
 
+import "time"
+
 // A client of before cascades connects once for each server in a call, for the
 // participants who publish there. Of a server that this one has a link to, it
 // gets such a connection here: a second session of the same identity, which
@@ -33,11 +35,78 @@ func (p *participant) minds(o *participant) bool {
 	return p.call.byIdentity[sessionKey(p.identity, o.home)] == nil
 }
 
+// orphanTime is how long a session for a server's guests is kept without the
+// client's first session, which may be on its way or come back.
+const orphanTime = time.Minute
+
+// first is the first session of the client of a session for a server's guests.
+func (p *participant) first() *participant {
+	for _, id := range []string{p.identity, p.grant.First} {
+		if f := p.call.byIdentity[id]; f != nil && f.guest == nil {
+			return f
+		}
+	}
+	return nil
+}
+
+// belongs reports whether p is such a session of the client whose first session
+// has this identity.
+func (p *participant) belongs(identity string) bool {
+	return p.grant.Via != "" && (p.identity == identity || p.grant.First == identity)
+}
+
+// enlist makes a session known by its identity.
+func (p *participant) enlist() {
+	c := p.call
+	c.byIdentity[p.key()], c.bySID[p.sid] = p, p
+	if p.grant.Via != "" && p.grant.First != "" {
+		c.byIdentity[sessionKey(p.grant.First, p.grant.Via)] = p
+	}
+	if p.grant.Via != "" {
+		p.orphaned()
+	}
+}
+
+// strike undoes enlist.
+func (p *participant) strike() {
+	c := p.call
+	delete(c.byIdentity, p.key())
+	delete(c.bySID, p.sid)
+	if k := sessionKey(p.grant.First, p.grant.Via); p.grant.Via != "" && c.byIdentity[k] == p {
+		delete(c.byIdentity, k)
+	}
+	if p.grant.Via != "" || p.guest != nil {
+		return
+	}
+	for _, o := range c.order {
+		if o.belongs(p.identity) {
+			o.orphaned()
+		}
+	}
+}
+
+// orphaned ends a session for a server's guests if the client has no other one
+// for long: by the first session it is known who is in the call.
+func (p *participant) orphaned() {
+	c := p.call
+	if p.orphan != nil {
+		p.orphan()
+	}
+	p.orphan = c.after(orphanTime, func() {
+		if p.orphan = nil; !p.removed && p.first() == nil {
+			c.remove(p, Lost, ReasonRemoved, ActionDisconnect)
+		}
+	})
+}
+
 // handOver moves the subscriptions to a server's guests from the first session
 // of a client to the one for them, or back.
 func (p *participant) handOver() {
-	first := p.call.byIdentity[p.identity]
-	if p.grant.Via == "" || first == nil || first.removed {
+	if p.grant.Via == "" {
+		return
+	}
+	first := p.first()
+	if first == nil || first.removed {
 		return
 	}
 	for _, o := range p.call.order {

@@ -22,6 +22,11 @@ func identity(user mxid.UserID, device mxid.DeviceID, member string) string {
 	return hash(string(user), string(device), member)
 }
 
+// legacyIdentity is the name of a participant with a client of before MSC4195.
+func legacyIdentity(user mxid.UserID, device mxid.DeviceID) string {
+	return string(user) + ":" + string(device)
+}
+
 // hash is unpadded base64 of SHA-256 of the canonical JSON of a list of
 // strings.
 func hash(parts ...string) string {

@@ -184,7 +184,7 @@ type entry struct {
 }
 
 func (e entry) place() place {
-	id := string(e.user) + ":" + string(e.device)
+	id := legacyIdentity(e.user, e.device)
 	if e.member != "" {
 		id = identity(e.user, e.device, e.member)
 	}
@@ -211,8 +211,12 @@ func (s *Service) admit(ctx context.Context, e entry) (answer, error) {
 	// Others publish on the SFU of their own server.
 	// spec: MSC4195, "LiveKit JWT Permission Grants"
 	publish := e.everybody || s.local(e.user) && e.via == ""
-	jwt, err := s.cfg.Calls.Token(sfu.Grant{Room: p.alias, Identity: p.identity, CanPublish: publish, CanSubscribe: true,
-		CanPublishData: publish, CanUpdateMetadata: publish, Via: string(e.via), Expires: s.cfg.Clock.Now().Add(TokenLifetime)})
+	g := sfu.Grant{Room: p.alias, Identity: p.identity, CanPublish: publish, CanSubscribe: true,
+		CanPublishData: publish, CanUpdateMetadata: publish, Via: string(e.via), Expires: s.cfg.Clock.Now().Add(TokenLifetime)}
+	if e.via != "" {
+		g.First = legacyIdentity(e.user, e.device)
+	}
+	jwt, err := s.cfg.Calls.Token(g)
 	if err != nil {
 		return answer{}, fmt.Errorf("rtc: make a token: %w", err)
 	}

@@ -51,8 +51,24 @@ func (a *Actor) callAs(t *testing.T, token, device string) (c *caller, identity 
 	if code != http.StatusOK {
 		t.Fatalf("token: %d %v", code, out)
 	}
-	identity, _ = grant(t, out["jwt"])
-	c = a.connect(t, out["jwt"].(string))
+	return a.speak(t, out["jwt"])
+}
+
+// callOlder is callAs with a client of before MSC4195.
+func (a *Actor) callOlder(t *testing.T, device string) (c *caller, identity string) {
+	t.Helper()
+	code, out := a.srv.ask("POST", "/livekit/jwt/sfu/get", "", obj{"room": string(a.net.rooms[a.in]), "openid_token": a.openID(), "device_id": device})
+	if code != http.StatusOK {
+		t.Fatalf("token: %d %v", code, out)
+	}
+	return a.speak(t, out["jwt"])
+}
+
+// speak joins with a token, and speaks.
+func (a *Actor) speak(t *testing.T, jwt any) (c *caller, identity string) {
+	t.Helper()
+	identity, _ = grant(t, jwt)
+	c = a.connect(t, jwt.(string))
 	c.send(&wire.SignalRequest{Message: &wire.SignalRequest_AddTrack{AddTrack: &wire.AddTrackRequest{Cid: "mic", Type: wire.TrackType_AUDIO, Source: wire.TrackSource_MICROPHONE}}})
 	go c.speak()
 	return c, identity
@@ -273,11 +289,7 @@ func TestCallAcrossServers(t *testing.T) {
 	}
 	actors[0].Kick(actors[1])
 	n.slowly("bob to be gone", func() bool { return !callers[0].sees(ids[1]) && !callers[2].sees(ids[1]) })
-	n.slowly("bob to be put out", func() bool {
-		callers[1].mu.Lock()
-		defer callers[1].mu.Unlock()
-		return callers[1].ended
-	})
+	n.slowly("bob to be put out", callers[1].putOut)
 	from := callers[2].count(ids[0])
 	n.slowly("carol to go on hearing alice", func() bool { return callers[2].count(ids[0]) >= from+20 })
 	for _, c := range callers {
@@ -287,8 +299,14 @@ func TestCallAcrossServers(t *testing.T) {
 
 // TestCallTokensLeadHome: a client that connects once for each server of a call
 // gets its own server's address for all that are linked, and hears each
-// participant once.
+// participant once; so does one whose first session is of before MSC4195.
 func TestCallTokensLeadHome(t *testing.T) {
+	for _, older := range []bool{false, true} {
+		t.Run(fmt.Sprintf("older=%v", older), func(t *testing.T) { leadHome(t, older) })
+	}
+}
+
+func leadHome(t *testing.T, older bool) {
 	n := Linked(t, "a", "b")
 	alice, bob := n.As("@alice:a"), n.As("@bob:b")
 	alice.Create("r", public)
@@ -296,7 +314,11 @@ func TestCallTokensLeadHome(t *testing.T) {
 	n.Settle()
 	a, alices := alice.call(t)
 	token, device := bob.login()
-	b, bobs := bob.callAs(t, token, device)
+	b, bobs := bob.callHow(t, older, token, device)
+	if older {
+		bob.In("r").Set("org.matrix.msc3401.call.member", fmt.Sprintf("_%s_%s_m.call", bob.ID(), device), fmt.Sprintf(`{"application":"m.call","device_id":%q}`, device))
+		n.Settle()
+	}
 	member := obj{"id": "m", "claimed_user_id": string(bob.ID()), "claimed_device_id": device}
 	body := obj{"room_id": string(n.Room("r")), "slot_id": "m.call#ROOM", "openid_token": bob.openID(), "member": member}
 	type reply struct {
@@ -320,7 +342,7 @@ func TestCallTokensLeadHome(t *testing.T) {
 	if r.code != 200 || r.out["url"] != "wss://"+string(n.Server("b").name)+"/livekit/sfu" {
 		t.Fatalf("%d %v", r.code, r.out)
 	}
-	if id, video := grant(t, r.out["jwt"]); id != bobs || video["canPublish"] != false || video["via"] != string(n.Server("a").name) {
+	if id, video := grant(t, r.out["jwt"]); (id == bobs) == older || video["canPublish"] != false || video["via"] != string(n.Server("a").name) {
 		t.Fatalf("%s %v", id, video)
 	}
 	second := bob.connect(t, r.out["jwt"].(string))
@@ -337,6 +359,24 @@ func TestCallTokensLeadHome(t *testing.T) {
 	still := b.count(alices)
 	n.slowly("the first connection to take over", func() bool { return b.count(alices) >= still+10 })
 	n.slowly("alice to hear bob", func() bool { return a.count(bobs) >= 10 })
+	third := bob.connect(t, r.out["jwt"].(string))
+	n.slowly("bob to hear alice again", func() bool { return third.count(alices) >= 20 })
+	alice.Kick(bob)
+	n.slowly("both sessions to be put out", func() bool { return b.putOut() && third.putOut() })
 	a.close()
-	b.close()
+}
+
+// callHow calls with a client of the one or the other age.
+func (a *Actor) callHow(t *testing.T, older bool, token, device string) (*caller, string) {
+	t.Helper()
+	if older {
+		return a.callOlder(t, device)
+	}
+	return a.callAs(t, token, device)
+}
+
+func (c *caller) putOut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
 }

@@ -76,6 +76,7 @@ type video struct {
 	CanUpdateMetadata bool     `json:"canUpdateOwnMetadata"`
 	Sources           []string `json:"canPublishSources,omitempty"`
 	Via               string   `json:"via,omitempty"`
+	First             string   `json:"first,omitempty"`
 }
 
 // sourceNames are the sources as tokens name them.
@@ -132,7 +133,7 @@ func (t *Tokens) Mint(g sfu.Grant) (string, error) {
 	c := claims{Issuer: issuer, Subject: g.Identity, NotBefore: now.Unix(), Expires: g.Expires.Unix(), Serial: t.next(),
 		Name: g.Name, Metadata: g.Metadata, Attributes: g.Attributes,
 		Video: video{RoomJoin: true, Room: g.Room, CanPublish: g.CanPublish, CanSubscribe: g.CanSubscribe,
-			CanPublishData: g.CanPublishData, CanUpdateMetadata: g.CanUpdateMetadata, Via: g.Via}}
+			CanPublishData: g.CanPublishData, CanUpdateMetadata: g.CanUpdateMetadata, Via: g.Via, First: g.First}}
 	for _, s := range g.Sources {
 		c.Video.Sources = append(c.Video.Sources, sourceNames[s])
 	}
@@ -158,7 +159,7 @@ func (t *Tokens) Parse(token string) (sfu.Grant, error) {
 		return sfu.Grant{}, errToken
 	}
 	g := sfu.Grant{Room: c.Video.Room, Identity: c.Subject, Name: c.Name, CanPublish: c.Video.CanPublish, CanSubscribe: c.Video.CanSubscribe,
-		CanPublishData: c.Video.CanPublishData, CanUpdateMetadata: c.Video.CanUpdateMetadata, Via: c.Video.Via,
+		CanPublishData: c.Video.CanPublishData, CanUpdateMetadata: c.Video.CanUpdateMetadata, Via: c.Video.Via, First: c.Video.First,
 		Metadata: c.Metadata, Attributes: c.Attributes, Expires: time.Unix(c.Expires, 0), Serial: c.Serial}
 	for _, name := range c.Video.Sources {
 		for s, n := range sourceNames {
