@@ -115,6 +115,13 @@ func (s *Service) findFile(c echo.Context, server mxid.ServerName, mediaID strin
 }
 
 func (s *Service) obtain(ctx context.Context, server mxid.ServerName, mediaID string, k key, who asker, wait time.Duration) (*record, error) {
+	hidden, err := s.quarantined(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	if hidden {
+		return nil, unknownID()
+	}
 	rec, err := s.load(ctx, k)
 	switch {
 	case errors.Is(err, storage.ErrNotFound) && server != s.cfg.ServerName && who.remote:
@@ -194,7 +201,7 @@ func (s *Service) download(c echo.Context, who asker) error {
 		}
 		name = fileName(name)
 	}
-	body, err := s.open(f.key, f.Blob)
+	body, err := s.open(f.key, f.Blob, f.Size)
 	if err != nil {
 		return err
 	}

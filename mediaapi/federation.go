@@ -28,7 +28,7 @@ func (s *Service) federationDownload(c echo.Context) error {
 		return err
 	}
 	defer f.release()
-	body, err := s.open(f.key, f.Blob)
+	body, err := s.open(f.key, f.Blob, f.Size)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"time"
 
 	"parley/internal/mxid"
@@ -68,6 +69,15 @@ type record struct {
 	Size   int64   `json:"size,omitempty"` // of the plaintext
 	Blob   blob.ID `json:"blob,omitzero"`
 	Legacy bool    `json:"legacy,omitempty"` // may be had without a token
+	// ID is the media ID, of local files.
+	ID string `json:"id,omitempty"`
+	// Born is the day with whose beginning, at midnight UTC, the file is taken
+	// to have come: the one after it did. In days since 1970.
+	Born uint32 `json:"born,omitempty"`
+	// Plan is the plan of the owner that the file is kept by.
+	Plan string `json:"plan,omitempty"`
+	// Asked is the end that the upload has asked for, in Unix milliseconds.
+	Asked int64 `json:"asked,omitempty"`
 	// Expires is when an announced upload can no longer be made, in Unix
 	// milliseconds.
 	Expires int64 `json:"expires,omitempty"`
@@ -132,13 +142,17 @@ func (s *Service) unseal(k key, row []byte) (*record, error) {
 	return r, nil
 }
 
-// load reads a record; storage.ErrNotFound.
+// load reads a record; storage.ErrNotFound, also when the file's time is over.
 func (s *Service) load(ctx context.Context, k key) (*record, error) {
 	row, err := s.cfg.KV.Get(ctx, k.row())
 	if err != nil {
 		return nil, err
 	}
-	return s.unseal(k, row)
+	rec, err := s.unseal(k, row)
+	if err == nil && s.over(k, rec) {
+		return nil, storage.ErrNotFound
+	}
+	return rec, err
 }
 
 // loadTx reads a record in a transaction.
@@ -201,8 +215,8 @@ type content struct {
 
 func (c *content) Close() error { return c.file.Close() }
 
-// open opens a blob for reading its plaintext.
-func (s *Service) open(k key, id blob.ID) (*content, error) {
+// open opens a blob for reading its plaintext, of size bytes and padding.
+func (s *Service) open(k key, id blob.ID, size int64) (*content, error) {
 	f, err := s.cfg.Blobs.Open(id)
 	if err != nil {
 		return nil, err
@@ -215,7 +229,11 @@ func (s *Service) open(k key, id blob.ID) (*content, error) {
 		f.Close()
 		return nil, fmt.Errorf("open file: %w", err)
 	}
-	return &content{r, f}, nil
+	if r.Size() < size {
+		f.Close()
+		return nil, fmt.Errorf("open file: size: %w", storage.ErrCorrupt)
+	}
+	return &content{io.NewSectionReader(r, 0, size), f}, nil
 }
 
 // errTooLarge means that a source had more bytes than allowed.
@@ -255,9 +273,30 @@ func (s *Service) store(k key, src io.Reader, limit int64) (id blob.ID, n int64,
 	case n > limit:
 		return blob.ID{}, 0, errTooLarge
 	}
+	if _, err := io.CopyN(sealed, zeros{}, padded(n)-n); err != nil {
+		return blob.ID{}, 0, err
+	}
 	if err := sealed.Close(); err != nil {
 		return blob.ID{}, 0, err
 	}
 	id, err = w.Commit()
 	return id, n, err
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// leastSize makes the smallest files fill a block of a disk once sealed.
+const leastSize = 4096 - 41
+
+// padded is the size of the class of sizes that n falls into: the five bits
+// after the first stay, so that at most 6 % are added to a small file and 3 %
+// to a large one, and a listing of blobs tells little of what they are.
+func padded(n int64) int64 {
+	if n <= leastSize {
+		return leastSize
+	}
+	step := int64(1) << max(bits.Len64(uint64(n))-6, 0)
+	return (n + step - 1) / step * step
 }

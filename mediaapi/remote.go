@@ -68,6 +68,9 @@ func (s *Service) fetchNow(ctx context.Context, server mxid.ServerName, mediaID 
 	if _, err := s.load(ctx, k); !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
+	if err := s.forgetOver(ctx, k); err != nil {
+		return err
+	}
 	if err := s.fetchSlots.Acquire(ctx, 1); err != nil {
 		return err
 	}
@@ -83,10 +86,11 @@ func (s *Service) fetchNow(ctx context.Context, server mxid.ServerName, mediaID 
 		return fetchError(err)
 	}
 	rec := &record{Ready: true, Type: contentType(m.ContentType), Name: dispositionName(m.ContentDisposition),
-		Size: n, Blob: id, Legacy: s.cfg.Legacy, Day: day(s.cfg.Clock.Now())}
+		Size: n, Blob: id, Legacy: s.cfg.Legacy, Day: day(s.cfg.Clock.Now()), Born: lastDay(s.cfg.Clock.Now())}
 	err = s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
 		tx.Put(cacheRow(rec.Day, k), storage.Key{}.U64(uint64(rec.bytes())))
 		tx.OnCommit(func() { s.addCached(rec.bytes()) })
+		setTimers(tx, k, rec)
 		return s.put(tx, k, rec)
 	})
 	if err != nil {
@@ -96,6 +100,21 @@ func (s *Service) fetchNow(ctx context.Context, server mxid.ServerName, mediaID 
 	s.cfg.Blobs.Settled(id)
 	s.evictSoon()
 	return nil
+}
+
+// forgetOver erases an older copy whose time is over, before the sweep does.
+func (s *Service) forgetOver(ctx context.Context, k key) error {
+	if _, err := s.cfg.KV.Get(ctx, k.row()); err != nil {
+		if errors.Is(err, storage.ErrNotFound) {
+			return nil
+		}
+		return err
+	}
+	dying, err := s.bury(ctx, []key{k}, s.over, nil)
+	if err != nil {
+		return err
+	}
+	return s.finish(ctx, dying)
 }
 
 // fetchError says what another server did in words for the client.
@@ -193,7 +212,9 @@ func (s *Service) touch(ctx context.Context, k key, rec *record) {
 			return err
 		}
 		tx.Delete(cacheRow(now.Day, k))
+		clearTimers(tx, k, now)
 		now.Day = today
+		setTimers(tx, k, now)
 		tx.Put(cacheRow(now.Day, k), storage.Key{}.U64(uint64(now.bytes())))
 		return s.put(tx, k, now)
 	})
@@ -229,7 +250,7 @@ func (s *Service) evict(ctx context.Context) error {
 		for i, row := range rows {
 			keys[i] = key(row.Key[6:])
 		}
-		if err := s.remove(ctx, keys); err != nil {
+		if err := s.remove(ctx, keys, nil); err != nil {
 			return err
 		}
 		// A file whose key was destroyed before a crash no longer tells the

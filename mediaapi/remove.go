@@ -23,36 +23,34 @@ const (
 	maxGarbage = 10_000
 )
 
+// dyingRow names the blobs of a file that is being erased.
+func dyingRow(k key) storage.Key { return storage.K("mg").Bytes(k[:]) }
+
 // Delete erases a file and its thumbnails. storage.ErrNotFound.
 func (s *Service) Delete(ctx context.Context, server mxid.ServerName, mediaID string) error {
 	k := s.key(server, mediaID)
 	if _, err := s.load(ctx, k); err != nil {
 		return err
 	}
-	return s.remove(ctx, []key{k})
+	return s.remove(ctx, []key{k}, nil)
 }
 
-// DeleteUser erases every file that a local user has uploaded.
+// DeleteUser erases every file that a local user has uploaded. When it returns
+// nil, nothing of them can be read any more. It may be called again, and
+// finishes what a crash has left of an earlier call.
 func (s *Service) DeleteUser(ctx context.Context, uid uint32) error {
+	rows := storage.K("mx").U32(uid).Prefix()
 	for {
-		var keys []key
-		for row, err := range s.cfg.KV.Scan(ctx, storage.K("mx").U32(uid).Prefix(), false, deleteSlice) {
-			if err != nil {
-				return err
-			}
-			if len(row.Key) == 2+4+1+16 {
-				keys = append(keys, key(row.Key[7:]))
-			}
+		keys, _, err := s.keysIn(ctx, rows, deleteSlice)
+		if err != nil {
+			return err
 		}
 		if len(keys) == 0 {
 			break
 		}
-		if err := s.remove(ctx, keys); err != nil {
-			return err
-		}
-		// Rows of files whose key was destroyed before a crash say nothing
-		// about their owner any more, so they are removed by name.
-		err := s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
+		// Files whose key was destroyed by somebody else say nothing about
+		// their owner any more, so their rows are removed by name.
+		err = s.remove(ctx, keys, func(tx *storage.Tx) error {
 			for _, k := range keys {
 				tx.Delete(ownerRow(uid, k))
 				tx.Delete(announcedRow(uid, k))
@@ -63,53 +61,138 @@ func (s *Service) DeleteUser(ctx context.Context, uid uint32) error {
 			return err
 		}
 	}
-	return s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { tx.Delete(quotaRow(uid)); return nil })
+	err := s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { tx.Delete(quotaRow(uid)); return nil })
+	if err != nil {
+		return err
+	}
+	return s.finishAll(ctx)
 }
 
-// remove erases files: first the keys, which is what counts, then the rows and
-// the blobs. After a crash in between, the sweep finishes.
-func (s *Service) remove(ctx context.Context, keys []key) error {
-	recs := make([]*record, len(keys))
+// remove erases files, with their rows and what more does in one transaction.
+func (s *Service) remove(ctx context.Context, keys []key, more func(*storage.Tx) error) error {
+	dying, err := s.bury(ctx, keys, func(key, *record) bool { return true }, more)
+	if err != nil {
+		return err
+	}
+	return s.finish(ctx, dying)
+}
+
+// bury is the first step: the rows of files go, and those that must still be
+// erased are noted, so that finish can be done after a crash as well. Of files
+// for which which is false, nothing changes.
+func (s *Service) bury(ctx context.Context, keys []key, which func(key, *record) bool, more func(*storage.Tx) error) (dying []key, err error) {
+	err = s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
+		dying = dying[:0]
+		for _, k := range keys {
+			gone, err := s.buryOne(tx, k, which)
+			if err != nil {
+				return err
+			}
+			if gone {
+				dying = append(dying, k)
+			}
+		}
+		if more == nil {
+			return nil
+		}
+		return more(tx)
+	})
+	return dying, err
+}
+
+func (s *Service) buryOne(tx *storage.Tx, k key, which func(key, *record) bool) (gone bool, err error) {
+	rec, err := s.loadTx(tx, k)
+	if errors.Is(err, storage.ErrNotFound) {
+		// A key without a record, or a record without a key, or one that is
+		// being erased already.
+		rec = &record{}
+		if there, err := tx.Has(dyingRow(k)); there || err != nil {
+			return there, err
+		}
+	} else if err != nil {
+		return false, err
+	} else if !which(k, rec) {
+		return false, nil
+	} else if err := s.removeRows(tx, k, rec); err != nil {
+		return false, err
+	}
+	tx.Delete(k.row())
+	tx.Put(dyingRow(k), blobNames(rec.blobs()))
+	return true, nil
+}
+
+func blobNames(ids []blob.ID) []byte {
+	var b []byte
+	for _, id := range ids {
+		b = append(b, id[:]...)
+	}
+	return b
+}
+
+// finish is the rest of an erasure: first the keys, which is what counts, then
+// the bytes. Bytes that can't be removed now are noise, and are tried again.
+func (s *Service) finish(ctx context.Context, keys []key) error {
+	if len(keys) == 0 {
+		return nil
+	}
 	refs := make([]vault.Ref, len(keys))
 	for i, k := range keys {
-		rec, err := s.load(ctx, k)
-		if err != nil && !errors.Is(err, storage.ErrNotFound) {
-			return err
-		}
-		recs[i], refs[i] = rec, k.ref()
+		refs[i] = k.ref()
 	}
 	if err := s.cfg.Vault.Destroy(refs...); err != nil {
 		return fmt.Errorf("destroy file keys: %w", err)
 	}
 	var blobs []blob.ID
-	err := s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
-		for i, k := range keys {
-			tx.Delete(k.row())
-			if recs[i] == nil {
-				continue
-			}
-			if err := s.removeRows(tx, k, recs[i]); err != nil {
-				return err
-			}
-			blobs = append(blobs, recs[i].blobs()...)
+	for _, k := range keys {
+		row, err := s.cfg.KV.Get(ctx, dyingRow(k))
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+		for ; len(row) >= len(blob.ID{}); row = row[len(blob.ID{}):] {
+			blobs = append(blobs, blob.ID(row))
+		}
+	}
+	if err := s.cfg.Blobs.Remove(blobs...); err != nil {
+		s.cfg.Log.Warn("media: bytes of erased files can't be removed yet", "error", err)
+		return nil
+	}
+	return s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
+		for _, k := range keys {
+			tx.Delete(dyingRow(k))
+		}
+		for _, id := range blobs {
+			tx.Delete(blobRow(id))
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	for _, id := range blobs {
-		if err := s.cfg.Blobs.Remove(id); err != nil {
+}
+
+// finishAll ends the erasures that a crash or a failing disk has interrupted.
+func (s *Service) finishAll(ctx context.Context) error {
+	rows := storage.K("mg").Prefix()
+	for {
+		var keys []key
+		for row, err := range s.cfg.KV.Scan(ctx, rows, false, deleteSlice) {
+			if err != nil {
+				return err
+			}
+			if len(row.Key) == 2+16 {
+				keys = append(keys, key(row.Key[2:]))
+			}
+			rows.Lo = append(append([]byte(nil), row.Key...), 0)
+		}
+		if len(keys) == 0 {
+			return nil
+		}
+		if err := s.finish(ctx, keys); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
+// removeRows takes a file's rows away, but not those of its blobs.
 func (s *Service) removeRows(tx *storage.Tx, k key, rec *record) error {
-	for _, id := range rec.blobs() {
-		tx.Delete(blobRow(id))
-	}
+	clearTimers(tx, k, rec)
 	if !rec.Local {
 		tx.Delete(cacheRow(rec.Day, k))
 		tx.OnCommit(func() { s.addCached(-rec.bytes()) })
@@ -120,7 +203,7 @@ func (s *Service) removeRows(tx *storage.Tx, k key, rec *record) error {
 	if !rec.Ready {
 		return nil
 	}
-	return s.charge(tx, rec.Owner, -rec.charged())
+	return s.charge(tx, rec.Owner, -rec.charged(), 0)
 }
 
 // discard remembers the key of a file that never came to be.
@@ -149,6 +232,9 @@ func (s *Service) maintain() {
 			default:
 			}
 		})
+	}
+	if err := s.finishAll(s.ctx); err != nil && s.ctx.Err() == nil {
+		s.cfg.Log.Warn("interrupted erasures of files", "error", err)
 	}
 	stop := arm(time.Minute) // not while the server starts
 	for {
@@ -188,10 +274,13 @@ func (s *Service) Sweep(ctx context.Context) error {
 	}
 	for len(dead) > 0 {
 		n := min(len(dead), deleteSlice)
-		if err := s.remove(ctx, dead[:n]); err != nil {
+		if err := s.remove(ctx, dead[:n], nil); err != nil {
 			return err
 		}
 		dead = dead[n:]
+	}
+	if err := s.finishAll(ctx); err != nil {
+		return err
 	}
 	if err := s.evict(ctx); err != nil {
 		return err

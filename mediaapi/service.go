@@ -7,7 +7,9 @@
 // which file a blob belongs to; mx<uid>0<hash>, the files of a local user;
 // mx<uid>1<hash>->expiry, uploads that the user has announced; mq<uid>->bytes
 // that the user's files take; mc<day of last use><hash>->bytes, copies of files of
-// other servers. Blobs are in storage/blob.
+// other servers; mg<hash>->blob IDs, files that are being erased; mz<hash>, files
+// in quarantine. Blobs are in storage/blob. A file's end is in the timers' rows
+// (privacy/timers), under its hash.
 //
 // Goroutines: one for maintenance, from New to Close, and one per fetch from
 // another server.
@@ -34,6 +36,7 @@ import (
 	"parley/internal/clock"
 	"parley/internal/mxid"
 	"parley/keys/vault"
+	"parley/privacy/timers"
 	"parley/storage"
 	"parley/storage/blob"
 )
@@ -56,6 +59,10 @@ type Config struct {
 	Clock      clock.Clock
 	Log        *slog.Logger
 	Rand       io.Reader // nil: crypto/rand
+	// Book knows how long files are kept; nil: for ever. Whoever has it hands
+	// what is due to Expire.
+	Book  *timers.Book
+	Plans Plans // nil: there are none
 
 	MaxUpload   int64 // bytes of a file; 0 = 100 MiB
 	UserQuota   int64 // bytes of a user's files; 0 = none

@@ -110,7 +110,7 @@ func (s *Service) thumb(ctx context.Context, k key, rec *record, v variant) (thu
 	for range 3 { // the second look may find the thumbnails forgotten
 		for _, t := range rec.Thumbs {
 			if t.variant == v {
-				body, err := s.open(k, t.Blob)
+				body, err := s.open(k, t.Blob, t.Size)
 				return t, body, err
 			}
 		}
@@ -118,7 +118,7 @@ func (s *Service) thumb(ctx context.Context, k key, rec *record, v variant) (thu
 			return s.makeThumb(ctx, k, v)
 		})
 		if errors.Is(err, errOriginal) {
-			body, err := s.open(k, rec.Blob)
+			body, err := s.open(k, rec.Blob, rec.Size)
 			return thumb{variant: v, Type: rec.Type, Blob: rec.Blob}, body, err
 		}
 		if err != nil {
@@ -162,7 +162,7 @@ func (s *Service) makeThumb(ctx context.Context, k key, v variant) error {
 	if len(rec.Thumbs) >= maxThumbs {
 		return s.forgetThumbs(ctx, k)
 	}
-	body, err := s.open(k, rec.Blob)
+	body, err := s.open(k, rec.Blob, rec.Size)
 	if err != nil {
 		return err
 	}

@@ -41,25 +41,36 @@ func (s *Service) upload(c echo.Context, who user.Session) error {
 		return err
 	}
 	k := s.key(s.cfg.ServerName, mediaID)
-	if err := s.receive(c, who, k, func(*storage.Tx) error { return nil }); err != nil {
+	rec := &record{ID: mediaID}
+	if err := s.receive(c, who, k, rec, func(*storage.Tx) error { return nil }); err != nil {
 		s.discard(k)
 		return err
 	}
-	return c.JSON(http.StatusOK, map[string]string{"content_uri": s.uri(mediaID)})
+	answer := map[string]any{"content_uri": s.uri(mediaID)}
+	s.tellEnd(answer, k, rec)
+	return c.JSON(http.StatusOK, answer)
 }
 
 func (s *Service) uri(mediaID string) string {
 	return "mxc://" + string(s.cfg.ServerName) + "/" + mediaID
 }
 
-// receive stores the request's body as the file k. check may refuse in the
-// transaction that makes the file appear.
-func (s *Service) receive(c echo.Context, who user.Session, k key, check func(*storage.Tx) error) error {
+// receive stores the request's body as the file k and fills in rec. check may
+// refuse in the transaction that makes the file appear, and change rec.
+func (s *Service) receive(c echo.Context, who user.Session, k key, rec *record, check func(*storage.Tx) error) error {
 	r := c.Request()
 	if r.ContentLength > s.cfg.MaxUpload {
 		return s.errUploadTooLarge()
 	}
-	if err := s.checkQuota(r.Context(), uint32(who.UID), max(r.ContentLength, 0)); err != nil {
+	plan, quota, err := s.plan(r.Context(), uint32(who.UID))
+	if err != nil {
+		return err
+	}
+	asked, err := s.askedEnd(c, plan)
+	if err != nil {
+		return err
+	}
+	if err := s.checkQuota(r.Context(), uint32(who.UID), max(r.ContentLength, 0), quota); err != nil {
 		return err
 	}
 	if !s.beginUpload(uint32(who.UID)) {
@@ -72,17 +83,19 @@ func (s *Service) receive(c echo.Context, who user.Session, k key, check func(*s
 	if err != nil {
 		return s.uploadError(err)
 	}
-	rec := &record{Ready: true, Local: true, Owner: uint32(who.UID), Type: contentType(r.Header.Get("Content-Type")),
-		Name: fileName(c.QueryParam("filename")), Size: n, Blob: id, Legacy: s.cfg.Legacy}
+	*rec = record{Ready: true, Local: true, Owner: uint32(who.UID), Type: contentType(r.Header.Get("Content-Type")),
+		Name: fileName(c.QueryParam("filename")), Size: n, Blob: id, Legacy: s.cfg.Legacy, ID: rec.ID,
+		Born: lastDay(s.cfg.Clock.Now()), Plan: plan, Asked: asked}
 	// The body is there: a client that hangs up now doesn't undo the upload.
 	err = s.cfg.Commit.Do(context.WithoutCancel(r.Context()), func(tx *storage.Tx) error {
 		if err := check(tx); err != nil {
 			return err
 		}
-		if err := s.charge(tx, rec.Owner, rec.charged()); err != nil {
+		if err := s.charge(tx, rec.Owner, rec.charged(), quota); err != nil {
 			return err
 		}
 		tx.Put(ownerRow(rec.Owner, k), nil)
+		setTimers(tx, k, rec)
 		return s.put(tx, k, rec)
 	})
 	if err != nil {
@@ -127,8 +140,8 @@ func (s *Service) endUpload(uid uint32) {
 }
 
 // checkQuota refuses an upload before its body is read.
-func (s *Service) checkQuota(ctx context.Context, uid uint32, size int64) error {
-	if s.cfg.UserQuota == 0 {
+func (s *Service) checkQuota(ctx context.Context, uid uint32, size, quota int64) error {
+	if quota == 0 {
 		return nil
 	}
 	row, err := s.cfg.KV.Get(ctx, quotaRow(uid))
@@ -139,7 +152,7 @@ func (s *Service) checkQuota(ctx context.Context, uid uint32, size int64) error 
 	if err != nil {
 		return err
 	}
-	if used+size+perFile > s.cfg.UserQuota {
+	if used+size+perFile > quota {
 		return quotaReached()
 	}
 	return nil
@@ -156,8 +169,9 @@ func decodeQuota(row []byte) (int64, error) {
 	return int64(storage.ReadU64(row, 1)), nil
 }
 
-// charge adds to what a user's files take; errQuota if that is too much.
-func (s *Service) charge(tx *storage.Tx, uid uint32, bytes int64) error {
+// charge adds to what a user's files take; errQuota if that is more than a
+// quota (0: none).
+func (s *Service) charge(tx *storage.Tx, uid uint32, bytes, quota int64) error {
 	row, err := tx.Get(quotaRow(uid))
 	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
@@ -167,7 +181,7 @@ func (s *Service) charge(tx *storage.Tx, uid uint32, bytes int64) error {
 		return err
 	}
 	used = max(used+bytes, 0)
-	if bytes > 0 && s.cfg.UserQuota > 0 && used > s.cfg.UserQuota {
+	if bytes > 0 && quota > 0 && used > quota {
 		return errQuota
 	}
 	tx.Put(quotaRow(uid), storage.Key{1}.U64(uint64(used)))
@@ -182,7 +196,15 @@ func (s *Service) create(c echo.Context, who user.Session) error {
 	}
 	now := s.cfg.Clock.Now()
 	k := s.key(s.cfg.ServerName, mediaID)
-	rec := &record{Local: true, Owner: uint32(who.UID), Expires: now.Add(announceFor).UnixMilli()}
+	plan, _, err := s.plan(c.Request().Context(), uint32(who.UID))
+	if err != nil {
+		return err
+	}
+	asked, err := s.askedEnd(c, plan)
+	if err != nil {
+		return err
+	}
+	rec := &record{Local: true, Owner: uint32(who.UID), ID: mediaID, Expires: shorter(now.Add(announceFor).UnixMilli(), asked), Asked: asked}
 	err = s.cfg.Commit.Do(c.Request().Context(), func(tx *storage.Tx) error {
 		if err := s.countAnnounced(tx, rec.Owner, now); err != nil {
 			return err
@@ -193,7 +215,9 @@ func (s *Service) create(c echo.Context, who user.Session) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, map[string]any{"content_uri": s.uri(mediaID), "unused_expires_at": rec.Expires})
+	answer := map[string]any{"content_uri": s.uri(mediaID), "unused_expires_at": rec.Expires}
+	s.tellEnd(answer, k, &record{Ready: true, Local: true, Born: lastDay(now), Plan: plan, Asked: asked})
+	return c.JSON(http.StatusOK, answer)
 }
 
 // countAnnounced refuses one announced upload too many and drops expired ones.
@@ -239,7 +263,8 @@ func (s *Service) uploadTo(c echo.Context, who user.Session) error {
 	if err := s.mayUpload(rec, who); err != nil {
 		return err
 	}
-	err = s.receive(c, who, k, func(tx *storage.Tx) error {
+	filled := &record{ID: mediaID}
+	err = s.receive(c, who, k, filled, func(tx *storage.Tx) error {
 		now, err := s.loadTx(tx, k)
 		if err != nil {
 			return err
@@ -248,12 +273,15 @@ func (s *Service) uploadTo(c echo.Context, who user.Session) error {
 			return err
 		}
 		tx.Delete(announcedRow(now.Owner, k))
+		filled.Asked = shorter(filled.Asked, now.Asked)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, struct{}{})
+	answer := map[string]any{}
+	s.tellEnd(answer, k, filled)
+	return c.JSON(http.StatusOK, answer)
 }
 
 func unknownID() error { return httpx.NotFound("Unknown media ID") }

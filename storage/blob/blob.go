@@ -91,10 +91,31 @@ type Writer struct {
 
 // Create starts a file.
 func (s *Store) Create() (*Writer, error) {
-	w := &Writer{s: s}
-	if _, err := io.ReadFull(s.rand, w.id[:]); err != nil {
+	var id ID
+	if _, err := io.ReadFull(s.rand, id[:]); err != nil {
 		return nil, fmt.Errorf("blob: random name: %w", err)
 	}
+	return s.begin(id)
+}
+
+// ErrExists means that there is a file of that ID.
+var ErrExists = errors.New("blob: the file exists")
+
+// CreateAs starts a file with the ID that it had before, as a restored backup
+// does. ErrExists if it is there; it is never overwritten.
+func (s *Store) CreateAs(id ID) (*Writer, error) {
+	switch f, err := s.place.open(id); {
+	case err == nil:
+		_ = f.Close()
+		return nil, ErrExists
+	case !errors.Is(err, storage.ErrNotFound):
+		return nil, fmt.Errorf("blob: create: %w", err)
+	}
+	return s.begin(id)
+}
+
+func (s *Store) begin(id ID) (*Writer, error) {
+	w := &Writer{s: s, id: id}
 	s.mu.Lock()
 	s.pending[w.id] = struct{}{}
 	s.mu.Unlock()

@@ -180,3 +180,23 @@ func TestPowerCuts(t *testing.T) {
 		}
 	}
 }
+
+func TestCreateAs(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{})
+	must(t, err)
+	id := write(t, s, []byte("one"))
+	if _, err := s.CreateAs(id); !errors.Is(err, ErrExists) {
+		t.Errorf("overwrites: %v", err)
+	}
+	must(t, s.Remove(id))
+	w, err := s.CreateAs(id)
+	must(t, err)
+	_, err = w.Write([]byte("two"))
+	must(t, err)
+	if got, err := w.Commit(); got != id || err != nil {
+		t.Fatal(got, err)
+	}
+	if got, err := read(s, id); string(got) != "two" || err != nil {
+		t.Errorf("%q %v", got, err)
+	}
+}
