@@ -63,7 +63,7 @@ async function gather(names) {
         await call(place.server, "POST", `/_matrix/client/v3/join/${encodeURIComponent(room_id)}`, { token: u.access_token, body: {} });
     }
     const people = [];
-    for (const [i, u] of users.entries()) people.push(await Caller.open(browser, pages.url, names[i], place.server, u, room_id, foreign));
+    for (const [i, u] of users.entries()) people.push(await Caller.open(browser, pages.url, names[i], place.server, u, room_id, { foreign }));
     return people;
 }
 

@@ -1,6 +1,6 @@
-// Two parley servers as real processes, with a TCP relay in front of each
-// one's federation port, so that tests can kill, freeze, restart and separate
-// them.
+// Two or three parley servers as real processes, with a TCP relay in front of
+// each one's federation port, so that tests can kill, freeze, restart and
+// separate them.
 
 import { spawn, execFile } from "node:child_process";
 import { promises as fs, openSync } from "node:fs";
@@ -31,27 +31,36 @@ async function binary(dir) {
  * {"section.key": "TOML value"}. Call stop() at the end; the folder stays when
  * PARLEY_E2E_KEEP is set.
  */
-export async function startPair({ config = {} } = {}) {
+export async function startPair(options) {
+    const all = await startServers(2, options);
+    const [a, b] = all.servers;
+    return { a, b, ...all };
+}
+
+/** Like startPair, for up to three servers; gives {servers, dir, cut, heal, stop}. */
+export async function startServers(count, { config = {} } = {}) {
     const dir = await fs.mkdtemp(path.join(os.tmpdir(), "parley-e2e-"));
     const bin = await binary(dir);
     const base = await freePorts();
-    await run(bin, ["localserve", "--prepare", "--dir", dir, "--port", String(base)]);
+    // localserve makes two: a third server is of a second pair.
+    const folders = count > 2 ? [dir, path.join(dir, "more")] : [dir];
+    for (const [i, folder] of folders.entries()) await run(bin, ["localserve", "--prepare", "--dir", folder, "--port", String(base + 2 * i)]);
     const keys = {
         "registration.open": "true",
         "registration.shared_secret": JSON.stringify(sharedSecret),
         "limits.rate_limits": "false",
         "log.level": '"info"',
+        "tls.trusted_authorities": JSON.stringify(folders.map((f) => path.join(f, "ca.crt"))),
         ...config,
     };
     const servers = [];
-    for (const [i, label] of ["a", "b"].entries()) {
-        servers.push(await new Server(label, bin, path.join(dir, label), base + 1 + i, base + 11 + i, base + 21 + i).configure(keys));
+    for (const [i, label] of ["a", "b", "c"].slice(0, count).entries()) {
+        const folder = path.join(folders[i >> 1], i % 2 ? "b" : "a");
+        servers.push(await new Server(label, bin, folder, base + 1 + i, base + 11 + i, base + 21 + i).configure(keys));
     }
-    const [a, b] = servers;
     await Promise.all(servers.map((s) => s.start()));
     return {
-        a,
-        b,
+        servers,
         dir,
         /** Separates the servers: their federation connections break and new ones are refused. */
         cut: () => servers.forEach((s) => s.relay.cut()),
@@ -64,11 +73,11 @@ export async function startPair({ config = {} } = {}) {
     };
 }
 
-/** A base port with the ports that a pair needs free. */
+/** A base port with the ports that all need free. */
 async function freePorts() {
     for (let tries = 0; tries < 50; tries++) {
         const base = 20000 + Math.floor(Math.random() * 20000);
-        const wanted = [1, 2, 11, 12, 21, 22].map((d) => base + d);
+        const wanted = [1, 11, 21].flatMap((d) => [0, 1, 2, 3].map((i) => base + d + i));
         if ((await Promise.all(wanted.map(isFree))).every(Boolean)) return base;
     }
     throw new Error("no free ports");
@@ -90,6 +99,8 @@ class Server {
         this.configFile = path.join(dir, "parley.toml");
         this.name = `localhost:${federationPort}`;
         this.url = `http://localhost:${clientPort}`;
+        /** Where its media goes by UDP; by TCP it is realPort. */
+        this.mediaPort = clientPort;
         this.realPort = realPort;
         this.relay = new Relay(federationPort, realPort);
         this.process = null;

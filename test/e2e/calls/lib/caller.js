@@ -29,12 +29,26 @@ async function arriving() {
     return list;
 }
 
+/** In the call's frame: the far ends of all connections over which media comes or goes, ["address:port", …]. */
+async function farEnds() {
+    const ends = new Set();
+    for (const c of window.connections ?? []) {
+        if (c.connectionState === "closed") continue;
+        const stats = await c.getStats();
+        for (const s of stats.values()) {
+            const far = s.type === "candidate-pair" && s.bytesReceived > 0 && stats.get(s.remoteCandidateId);
+            if (far) ends.add(`${far.address ?? far.ip}:${far.port}`);
+        }
+    }
+    return [...ends];
+}
+
 export class Caller {
-    /** Opens a page and logs a session in there. With `foreign`, the client is told of that token service instead of its server's. */
-    static async open(browser, address, name, server, session, roomId, foreign) {
+    /** Opens a page and logs a session in there. With `foreign` in the options, the client is told of that token service instead of its server's. */
+    static async open(browser, address, name, server, session, roomId, { foreign, viewport = { width: 1280, height: 800 } } = {}) {
         const caller = new Caller();
         Object.assign(caller, { name, server, session, roomId });
-        caller.context = await browser.newContext({ viewport: { width: 1280, height: 800 } });
+        caller.context = await browser.newContext({ viewport });
         await caller.context.addInitScript(keepConnections);
         if (foreign) {
             foreign.users.set(session.device_id, session.user_id);
@@ -43,6 +57,9 @@ export class Caller {
         }
         caller.page = await caller.context.newPage();
         caller.printed = watch(caller.page, name);
+        caller.requested = [];
+        caller.page.on("request", (r) => caller.requested.push(r.url()));
+        caller.page.on("websocket", (w) => caller.requested.push(w.url()));
         await caller.page.goto(address, { timeout: 120_000 });
         await caller.page.waitForFunction(() => window.host, undefined, { timeout: 120_000 });
         const { user_id: userId, device_id: deviceId, access_token: accessToken } = session;
@@ -60,6 +77,11 @@ export class Caller {
     /** The frame of Element Call. */
     get frame() {
         return this.page.frames().find((f) => f.url().includes("widgetId="));
+    }
+
+    /** The far ends of the call's media, as "address:port". */
+    farEnds() {
+        return this.frame.evaluate(farEnds);
     }
 
     async leave() {
