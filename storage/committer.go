@@ -92,6 +92,20 @@ func decodeHead(row []byte) (head, groups uint64, err error) {
 	return ReadU64(row, 1), ReadU64(row, 9), nil
 }
 
+// IsHead reports whether a row is the one that has the head position.
+func IsHead(key []byte) bool { return bytes.Equal(key, headKey) }
+
+// AdvanceHead moves the head position in that row, for a store that is put
+// back to an earlier state: positions of the time that was lost must not be
+// given again.
+func AdvanceHead(row []byte, by uint64) ([]byte, error) {
+	head, groups, err := decodeHead(row)
+	if err != nil {
+		return nil, err
+	}
+	return encodeHead(head+by, groups), nil
+}
+
 // Do runs fn as a transaction and returns once it is durable. An error of fn
 // drops its writes and is returned as it is; an error of the disk drops the
 // whole group and is returned as ErrUnavailable, as is a full queue. fn runs on

@@ -128,6 +128,12 @@ func (r *ring) byRef(ref Ref) (*entry, bool) {
 	return &r.entries[i], true
 }
 
+// firstAfter is the place of the first key with a number above num.
+func (r *ring) firstAfter(num uint64) int {
+	i, _ := slices.BinarySearchFunc(r.entries, num+1, func(e entry, num uint64) int { return cmp.Compare(e.num, num) })
+	return i
+}
+
 func (r *ring) byNum(num uint64) (*entry, bool) {
 	i, ok := slices.BinarySearchFunc(r.entries, num, func(e entry, num uint64) int { return cmp.Compare(e.num, num) })
 	if !ok || r.entries[i].gone {

@@ -168,6 +168,21 @@ type Options struct {
 // whose root key other users of the machine may read, one whose files don't
 // belong together, and damage anywhere but in the unsynced end of the log.
 func Open(o Options) (*Vault, error) {
+	v, err := open(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.load(o.Root); err != nil {
+		return nil, err
+	}
+	if err := v.loadMACs(); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
+// open prepares a vault and its directory, but reads nothing.
+func open(o Options) (*Vault, error) {
 	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader, rootFile: o.RootFile, segment: maxSegment}
 	if v.rootFile == "" {
 		v.rootFile = v.path("root.key")
@@ -180,12 +195,6 @@ func Open(o Options) (*Vault, error) {
 	}
 	if err := v.fs.MkdirAll(v.dir); err != nil {
 		return nil, fmt.Errorf("vault: make directory: %w", err)
-	}
-	if err := v.load(o.Root); err != nil {
-		return nil, err
-	}
-	if err := v.loadMACs(); err != nil {
-		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil
 }
