@@ -29,6 +29,8 @@ type Control interface {
 	NewRegistrationToken(ctx context.Context, uses int, valid time.Duration) (string, error)
 	// RotateRoot replaces the key that wraps all data keys.
 	RotateRoot(ctx context.Context) error
+	// Media hides, shows or erases files; it returns how many.
+	Media(ctx context.Context, o MediaOrder) (int, error)
 }
 
 // Users is the part of user.Service that Local needs.
@@ -44,6 +46,7 @@ type Local struct {
 	Users  Users
 	Now    func() time.Time
 	Rotate func(context.Context) error
+	Files  Files
 }
 
 // AddUser implements Control.

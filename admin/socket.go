@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	"parley/internal/httpx"
@@ -26,6 +27,7 @@ type call struct {
 	Name  string        `json:"name,omitempty"`
 	Uses  int           `json:"uses,omitempty"`
 	Valid time.Duration `json:"valid,omitempty"`
+	Media MediaOrder    `json:"media,omitzero"`
 }
 
 type answer struct {
@@ -87,6 +89,9 @@ func dispatch(ctx context.Context, c Control, q call) (string, error) {
 		return c.NewRegistrationToken(ctx, q.Uses, q.Valid)
 	case "rotate_root":
 		return "", c.RotateRoot(ctx)
+	case "media":
+		n, err := c.Media(ctx, q.Media)
+		return strconv.Itoa(n), err
 	}
 	return "", fmt.Errorf("the running server doesn't know the operation %q; it may be of another version", q.Op)
 }

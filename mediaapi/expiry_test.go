@@ -295,7 +295,7 @@ func TestPlanQuota(t *testing.T) {
 	up("alice").ok()
 }
 
-// TestFilesOfUser: what a user may ask for about the own files. Row OM25.
+// TestFilesOfUser: what a user may ask for about the own files.
 func TestFilesOfUser(t *testing.T) {
 	f := newTimed(t, timers.Policies{Default: 90 * oneDay}, "")
 	want := map[string]string{}

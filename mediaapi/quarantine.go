@@ -1,7 +1,9 @@
 package mediaapi
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 
@@ -112,4 +114,22 @@ func (s *Service) keysIn(ctx context.Context, rows storage.Range, limit int) (ke
 		}
 	}
 	return keys, last, nil
+}
+
+// URIsIn lists the files that an event names, at any depth.
+func URIsIn(event []byte) (uris []string) {
+	dec := json.NewDecoder(bytes.NewReader(event))
+	for {
+		tok, err := dec.Token()
+		if err != nil {
+			return uris
+		}
+		uri, ok := tok.(string)
+		if !ok {
+			continue
+		}
+		if server, id, err := ParseURI(uri); err == nil {
+			uris = append(uris, "mxc://"+string(server)+"/"+id)
+		}
+	}
 }

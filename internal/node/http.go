@@ -23,9 +23,7 @@ import (
 	"parley/internal/config"
 	"parley/internal/mxid"
 	"parley/internal/portmux"
-	"parley/mediaapi"
 	"parley/storage"
-	"parley/storage/blob"
 	"parley/storage/intern"
 	"parley/storage/leveldb"
 	"parley/storage/postgres"
@@ -65,16 +63,10 @@ func trustedRoots(files []string) (*x509.CertPool, error) {
 
 // openAPIs makes the HTTP surfaces on one handler.
 func (n *Node) openAPIs(Options) error {
-	blobs, err := blob.Open(filepath.Join(n.cfg.DataDir, "media"), blob.Options{})
+	err := n.openMedia()
 	if err != nil {
 		return err
 	}
-	if n.media, err = mediaapi.New(mediaapi.Config{ServerName: n.cfg.ServerName, KV: n.kv, Commit: n.commit, Vault: n.vault, Blobs: blobs,
-		Remote: n.client, Clock: n.clk, Log: n.log, MaxUpload: n.cfg.MediaMaxUpload, UserQuota: n.cfg.MediaUserQuota,
-		RemoteCache: n.cfg.MediaRemoteCache, Legacy: n.cfg.MediaLegacy}); err != nil {
-		return err
-	}
-	n.onClose(func() error { n.media.Close(); return nil })
 	n.users.OnDeactivated(n.forgetFiles)
 	n.sync = sync.New(sync.Config{Users: n.users, Rooms: n.rooms, Keys: n.e2e, Head: n.commit, Hub: n.hub, Clock: n.clk, Log: n.log})
 	if n.api, err = clientapi.New(n.clientConfig()); err != nil {
@@ -209,7 +201,7 @@ func (n *Node) listen() error {
 	if err != nil {
 		return err
 	}
-	return n.serve(&listener{Purpose: "control", URL: ControlSocket(n.cfg), net: nl}, admin.Handler(n.Control()))
+	return n.serve(&listener{Purpose: "control", URL: ControlSocket(n.cfg), net: nl}, admin.WithWorks(admin.Handler(n.Control()), n.works()))
 }
 
 func listenURL(secure bool, a net.Addr) string {

@@ -29,10 +29,11 @@ import (
 	"parley/keys/e2e"
 	"parley/keys/vault"
 	"parley/mediaapi"
-	"parley/privacy/timers"
 	"parley/privacy/datamap"
+	"parley/privacy/timers"
 	"parley/room"
 	"parley/storage"
+	"parley/storage/blob"
 	"parley/storage/intern"
 	"parley/user"
 	"parley/user/push"
@@ -78,6 +79,7 @@ type Node struct {
 	rooms  *room.Service
 	e2e    *e2e.Service
 	media  *mediaapi.Service
+	blobs  *blob.Store
 	sync   *sync.Handler
 	api    *clientapi.API
 	fed    *federation.API
@@ -270,7 +272,7 @@ func (n *Node) Handler() http.Handler         { return n.handler }
 
 // Control is what an operator may do.
 func (n *Node) Control() admin.Control {
-	return &admin.Local{Server: n.cfg.ServerName, Users: n.users, Now: n.clk.Now, Rotate: n.rotateRoot}
+	return &admin.Local{Server: n.cfg.ServerName, Users: n.users, Now: n.clk.Now, Rotate: n.rotateRoot, Files: n}
 }
 
 func (n *Node) rotateRoot(context.Context) error {

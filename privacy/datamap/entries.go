@@ -64,10 +64,12 @@ func accountEntries() []Entry {
 			Lifetime: "replaced by the next change", Readers: byServer, Holds: []Kind{IDs}},
 		{What: "to-device messages, and which were seen (keyed hashes)", Families: []string{"td", "xt", "xd"}, Personal: true, Sealed: KeyUser,
 			Lifetime: "until the device has them, `retention.default` at most", Readers: "the device they are for", Holds: []Kind{IDs, Direct}},
-		{What: "facts about files: name, type, size, owner; quotas; copies of other servers' files", Families: []string{"mm", "mb", "mx", "mq", "mc"}, Personal: true, Sealed: KeyFile,
+		{What: "facts about files: name, type, size, day, plan; owners, quotas, use of copies of other servers' files (numbers)", Families: []string{"mm", "mb", "mx", "mq", "mc"}, Personal: true, Sealed: KeyFile,
 			Lifetime: "as their file", Readers: byServer, Holds: []Kind{Files, IDs}},
+		{What: "files that are being erased, and files that the operator has hidden (keyed hashes)", Families: []string{"mg", "mz"}, Personal: false, Sealed: KeyHash,
+			Lifetime: "until they are erased; until the operator shows them again", Readers: byServer},
 		{What: "files", Files: []string{"media/*/*"}, Personal: true, Sealed: KeyFile,
-			Lifetime: "`retention.default`, the upload's own or the plan's, the shortest; copies until their place is needed", Readers: "whoever has an account and knows the file's address", Holds: []Kind{Files}},
+			Lifetime: "`retention.default`, the upload's own or the plan's, the shortest; copies a week after their last use, or until their place is needed", Readers: "whoever has an account and knows the file's address", Holds: []Kind{Files}},
 	}
 }
 
