@@ -264,15 +264,15 @@ func (s *Service) changeAccount(ctx context.Context, u mxid.UserID, change func(
 
 // Deactivate removes every token and device and all that is kept of the
 // account, destroys its data key, and forbids the name for ever. What the user
-// said in rooms belongs to the rooms and stays, and so do their files. Doing
-// it again is harmless.
+// said in rooms stays, and so do their files. Doing it again is harmless.
 // spec: client-server API, "POST /account/deactivate"
 func (s *Service) Deactivate(ctx context.Context, u mxid.UserID) error {
 	return s.deactivate(ctx, u, false)
 }
 
-// Erase is Deactivate with "erase": those who registered with OnDeactivated
-// delete what the user has given to others as well.
+// Erase is Deactivate with "erase": the keys of what the user said in rooms, and
+// those that OnErase adds, are destroyed as well, all at once. When it returns,
+// nothing that is or ever was on this server's disk yields anything of it.
 func (s *Service) Erase(ctx context.Context, u mxid.UserID) error {
 	return s.deactivate(ctx, u, true)
 }
@@ -329,11 +329,22 @@ func (s *Service) owedErasures(ctx context.Context) (map[intern.UID]bool, error)
 	return owed, nil
 }
 
-// finishErasure destroys the data key first: from then on the rows are noise,
+// finishErasure destroys the data keys first: from then on the rows are noise,
 // and dropping them is only tidying up.
 func (s *Service) finishErasure(ctx context.Context, uid intern.UID, erase bool) error {
-	if err := s.cfg.Vault.Destroy(vault.User(uint32(uid))); err != nil {
-		return fmt.Errorf("destroy data key: %w", err)
+	refs := []vault.Ref{vault.User(uint32(uid))}
+	if erase {
+		refs = append(refs, vault.Author(uint32(uid)))
+		for _, f := range s.onErase {
+			more, err := f(ctx, uid)
+			if err != nil {
+				return fmt.Errorf("find data keys: %w", err)
+			}
+			refs = append(refs, more...)
+		}
+	}
+	if err := s.cfg.Vault.Destroy(refs...); err != nil {
+		return fmt.Errorf("destroy data keys: %w", err)
 	}
 	u, err := s.cfg.Intern.UserID(ctx, uid)
 	if err != nil {

@@ -7,7 +7,7 @@
 // stored as keyed hashes only. Every value is sealed under the data key of its
 // user (registration tokens and deactivated accounts: under the system key).
 //
-// Rows: us<uid> account, us<0><uid> data keys still to destroy; dv<uid><hash16
+// Rows: us<uid> account, us<0><uid> erasures under way; dv<uid><hash16
 // device> device and its tokens; at<hash32> access token; rf<hash32> refresh
 // session; pf<uid> profile; ad<uid><rid><hash16 type> account data,
 // ga<uid><pos> its index by stream position, ga<uid> its totals; fi<uid><hash16>
@@ -77,6 +77,7 @@ type Service struct {
 	onDeviceRenamed    func(ctx context.Context, user mxid.UserID, device mxid.DeviceID)
 	onPushRulesChanged []func(mxid.UserID)
 	onLocked           []func(mxid.UserID)
+	onErase            []func(ctx context.Context, uid intern.UID) ([]vault.Ref, error)
 	onDeactivated      []func(ctx context.Context, u mxid.UserID, uid intern.UID, erase bool) error
 }
 
@@ -122,6 +123,12 @@ func (s *Service) Start() error {
 // bear being called twice. Call before use.
 func (s *Service) OnDeactivated(f func(ctx context.Context, u mxid.UserID, uid intern.UID, erase bool) error) {
 	s.onDeactivated = append(s.onDeactivated, f)
+}
+
+// OnErase registers who knows of keys, beside those named after the user, of
+// what an erased user has given to others. Call before use.
+func (s *Service) OnErase(f func(ctx context.Context, uid intern.UID) ([]vault.Ref, error)) {
+	s.onErase = append(s.onErase, f)
 }
 
 // OnDevicesRemoved registers what else must go, in the same transaction, when

@@ -236,6 +236,9 @@ func (v *Vault) write(g *group) error {
 		return err
 	}
 	gone := v.present(g.destroy)
+	if err := v.noteErased(gone); err != nil {
+		return unavailable("write the ledger of erasures", err)
+	}
 	if len(gone) > 0 || v.broken || int(v.active.count)+len(fresh) > v.segment {
 		return v.rewrite(v.affected(gone), gone, fresh)
 	}

@@ -92,9 +92,9 @@ func parseExported(b []byte) (record, error) {
 	case r.typ == recKey && r.ref.kind == kindSecret:
 		ok = n > 0 && n <= maxSecret
 	case r.typ == recKey:
-		ok = n == keySize && r.num > 0 && r.ref.kind >= kindSystem && r.ref.kind <= kindMedia
+		ok = n == keySize && r.num > 0 && r.ref.kind >= kindSystem && r.ref.kind <= kindPart
 	case r.typ == recDead:
-		ok = n == 0 && r.ref.kind == kindUser
+		ok = n == 0 && r.ref.lasts()
 	case r.typ == recNext:
 		ok = n == 0
 	}

@@ -153,6 +153,7 @@ type Vault struct {
 	segment  int  // records that a segment takes
 	broken   bool // what the disk has is uncertain: replace the epoch next
 	closed   bool
+	erased   int64 // length of the ledger of erasures, -1: not known
 }
 
 // Options of Open.
@@ -183,7 +184,7 @@ func Open(o Options) (*Vault, error) {
 
 // open prepares a vault and its directory, but reads nothing.
 func open(o Options) (*Vault, error) {
-	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader, rootFile: o.RootFile, segment: maxSegment}
+	v := &Vault{fs: o.FS, dir: o.Dir, rand: rand.Reader, rootFile: o.RootFile, segment: maxSegment, erased: -1}
 	if v.rootFile == "" {
 		v.rootFile = v.path("root.key")
 	}

@@ -126,7 +126,7 @@ func TestDestroyedLogDoesNotOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	names, _ := m.List("/v")
-	if len(names) != 3 {
+	if len(names) != 4 { // root.key, epoch, erased and one log
 		t.Errorf("files after destruction: %v", names)
 	}
 	ep, _ := m.ReadFile("/v/epoch")
@@ -471,7 +471,7 @@ func TestSegments(t *testing.T) {
 		t.Errorf("%d segments for 10 keys", n)
 	}
 	names, _ := m.List("/v")
-	if len(names) != len(v.segments)+2 {
+	if len(names) != len(v.segments)+3 {
 		t.Errorf("files: %v", names)
 	}
 	if n := len(v.ring.entries); n > 30 {
