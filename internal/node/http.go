@@ -201,7 +201,7 @@ func (n *Node) listen() error {
 	if err != nil {
 		return err
 	}
-	return n.serve(&listener{Purpose: "control", URL: ControlSocket(n.cfg), net: nl}, admin.Handler(n.Control()))
+	return n.serve(&listener{Purpose: "control", URL: ControlSocket(n.cfg), net: nl}, admin.WithWorks(admin.Handler(n.Control()), n.works()))
 }
 
 func listenURL(secure bool, a net.Addr) string {

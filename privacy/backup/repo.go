@@ -38,7 +38,7 @@ type Manifest struct {
 	ID         string    `json:"id"`
 	Server     string    `json:"server"`
 	Made       time.Time `json:"made"`
-	Recipients []string  `json:"recipients"` // fingerprints
+	Recipients []string  `json:"recipients"`     // fingerprints
 	Rows       *Part     `json:"rows,omitempty"` // nil: only its files are still needed
 	Files      *Part     `json:"files,omitempty"`
 	Index      *Part     `json:"index,omitempty"`

@@ -77,9 +77,12 @@ func prune(dir string, all []*Manifest, removed []string, needed map[string]bool
 // Ledger returns the newest ledger of what was erased that a folder has; nil
 // if there is none.
 func Ledger(dir string) ([]byte, error) {
-	b, err := readSummed(filepath.Join(dir, erasedFile), maxLedger)
+	b, err := ReadLedger(filepath.Join(dir, erasedFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	return b, err
 }
+
+// ReadLedger reads a file "erased" of a folder of backups.
+func ReadLedger(path string) ([]byte, error) { return readSummed(path, maxLedger) }
