@@ -48,6 +48,7 @@ type hot struct {
 	load    sync.Mutex // held while the snapshot is read from storage
 	snap    atomic.Pointer[snapshot]
 	lastPos atomic.Uint64
+	age     *aging             // the room's timer, nil until needed; only the goroutine has it
 	graph   *stateres.Graph    // the auth graph, nil until needed; only the goroutine has it
 	checker *authrules.Checker // only the goroutine has it
 	// lastMerge is when forks were joined last, in milliseconds; only the
@@ -298,7 +299,10 @@ func (h *hot) handle(batch []*job) {
 		}
 		staged = append(staged, j)
 	}
-	if err = h.commit(w); err == nil && (w.owes || h.owes) {
+	if err = w.fileAging(); err == nil {
+		err = h.commit(w)
+	}
+	if err == nil && (w.owes || h.owes) {
 		err = h.shred(ctx)
 	}
 	answer(staged, err)
@@ -332,12 +336,15 @@ func (h *hot) commit(w *work) error {
 	if err != nil {
 		h.svc.cfg.Log.Warn("a room's transaction failed", "events", len(w.added), "error", err)
 		h.snap.Store(nil)
-		h.graph = nil
+		h.graph, h.age = nil, nil
 		h.setRing(0)
 		if errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrClosed) {
 			return httpx.Unavailable()
 		}
 		return fmt.Errorf("room: commit: %w", err)
+	}
+	if w.age != nil {
+		h.age = w.age
 	}
 	h.setRing(w.ringBytes)
 	h.svc.trim()

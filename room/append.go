@@ -45,7 +45,14 @@ func (w *work) newEvent(pdu gomatrixserverlib.PDU, flags Flags, txn string) (*Ev
 	if m.auth, err = w.nums(pdu.AuthEventIDs()); err != nil {
 		return nil, err
 	}
-	ev := makeEvent(w.h, w.sum.next, m, txn, pdu.JSON())
+	js, bare, err := w.bornOld(pdu.JSON(), pdu.Type(), m.state, m.ts)
+	if err != nil {
+		return nil, err
+	}
+	if bare {
+		m.flags |= FlagRedacted
+	}
+	ev := makeEvent(w.h, w.sum.next, m, txn, js)
 	if m.state { // others are hardly ever asked for again
 		ev.pdu.pdu = pdu
 	}
@@ -82,6 +89,9 @@ func (w *work) addOutlier(pdu gomatrixserverlib.PDU, flags Flags) (*Event, error
 		return nil, err
 	}
 	if err := w.put(ev); err != nil {
+		return nil, err
+	}
+	if err := w.ages(ev); err != nil {
 		return nil, err
 	}
 	return ev, w.arrived(ev)
@@ -223,6 +233,9 @@ func (w *work) store(ev *Event, stored bool) error {
 		return err
 	}
 	if err := w.place(ev); err != nil {
+		return err
+	}
+	if err := w.ages(ev); err != nil {
 		return err
 	}
 	if ev.Flags&FlagLocal != 0 {

@@ -52,6 +52,11 @@ func (d *draft) origin() string {
 // send builds, authorises and appends a local event. A state event that
 // changes nothing isn't sent again: the one that is there is the answer.
 func (w *work) send(d draft) (*Event, error) {
+	if d.stateKey != nil && (d.typ == typeRetention || d.typ == typeRetentionMSC) {
+		if err := checkRetention(d.content); err != nil {
+			return nil, err
+		}
+	}
 	if same, err := w.unchanged(d); err != nil || same != nil {
 		return same, err
 	}

@@ -243,8 +243,12 @@ func (w *work) sendOnce(d draft) (*Event, error) {
 		return nil, err
 	}
 	w.txns[string(key)] = ev.Num
-	row := txnRow{rid: w.h.rid, n: ev.Num, ts: w.now}
-	w.op(func(tx *storage.Tx) error { tx.Put(key, row.encode()); return nil })
+	row := txnRow{rid: w.h.rid, n: ev.Num, day: uint32(w.now / milliDay)}
+	w.op(func(tx *storage.Tx) error {
+		tx.Put(key, row.encode())
+		w.ageTxn(tx, uid)
+		return nil
+	})
 	return ev, nil
 }
 

@@ -468,6 +468,18 @@ func (c *unreadCache) dropLocked(k countKey) {
 	delete(c.roomLocked(k.rid).users, k.uid)
 }
 
+// forgetRoom drops all counts of a room: rows behind them have gone.
+func (c *unreadCache) forgetRoom(rid intern.RID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.roomLocked(rid)
+	r.stamp++
+	for uid := range r.users {
+		delete(c.at, countKey{rid: rid, uid: uid})
+	}
+	clear(r.users)
+}
+
 // forget drops a user's tally in a room: they have read something.
 func (c *unreadCache) forget(rid intern.RID, uid intern.UID) {
 	c.mu.Lock()

@@ -109,6 +109,9 @@ func (w *work) stateChanged(cause *Event, from, to statetree.Root) error {
 		return fmt.Errorf("room: compare states: %w", err)
 	}
 	for _, c := range changes {
+		if err := w.outdated(c[0]); err != nil {
+			return err
+		}
 		user, was, is, err := w.memberChange(c[0], c[1])
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package room
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -183,6 +184,8 @@ func (f *Formatter) appendUnsigned(dst []byte, ev *Event) ([]byte, error) {
 		if dst, err = f.appendRedaction(dst, ev); err != nil {
 			return nil, err
 		}
+	} else if ev.Flags&FlagRedacted != 0 {
+		dst = f.appendEnd(dst, ev)
 	}
 	if ev.IsState() && !f.o.StateList {
 		if dst, err = f.appendPrevious(dst, ev); err != nil {
@@ -257,6 +260,30 @@ func (f *Formatter) appendRedaction(dst []byte, ev *Event) ([]byte, error) {
 	dst = append(dst, `,"unsigned":{"age":`...)
 	dst = strconv.AppendInt(dst, max(f.now-by.OriginTS, 0), 10)
 	return append(dst, "}}"...), nil
+}
+
+// appendEnd writes redacted_because of an event whose content has gone though no
+// redaction is known: its time was over. Clients know a redacted event by that
+// member alone, so they get a redaction by the sender that exists nowhere else;
+// its ID is derived, so that it is the same each time.
+// spec: client-server API, "UnsignedData", redacted_because
+func (f *Formatter) appendEnd(dst []byte, ev *Event) []byte {
+	id := sha256.Sum256([]byte("end of " + string(ev.ID)))
+	dst = append(dst, `,"redacted_because":{"event_id":`...)
+	dst = appendString(dst, "$"+rawURL.EncodeToString(id[:]))
+	dst = append(dst, `,"type":"m.room.redaction","content":{"redacts":`...)
+	dst = appendString(dst, string(ev.ID))
+	dst = append(dst, `},"redacts":`...)
+	dst = appendString(dst, string(ev.ID))
+	dst = append(dst, `,"sender":`...)
+	dst = appendString(dst, string(ev.Sender))
+	if !f.o.OmitRoomID {
+		dst = append(dst, `,"room_id":`...)
+		dst = appendString(dst, string(ev.Room))
+	}
+	dst = append(dst, `,"origin_server_ts":`...)
+	dst = strconv.AppendInt(dst, ev.OriginTS, 10)
+	return append(dst, `,"unsigned":{}}`...)
 }
 
 // appendPrevious writes what a state event replaces.

@@ -27,7 +27,7 @@ import (
 //	mu <uid><rid>                           membership, flags, ord, n
 //	mh <rid><sid>                           joined members
 //	mi <uid><rid>                           sealed: stripped state
-//	tx <uid><hash 16>                       rid, n, time
+//	tx <uid><hash 16>                       rid, n, day
 //	re <rid><parent n><rel kind><n>         sender, type
 //	rw <rid><target hash 32><n>             kind (relation or redaction) whose target isn't here yet
 //	th <rid><^latest ord><root n>           -
@@ -344,20 +344,22 @@ func decodeNum(b []byte, what string) (uint64, error) {
 type txnRow struct {
 	rid intern.RID
 	n   Num
-	ts  int64 // milliseconds; the row may go a day later
+	day uint32 // since 1970; the row may go a day later
 }
+
+const milliDay = 24 * 3600 * 1000
 
 func (t *txnRow) encode() []byte {
 	e := newEncoder(1)
 	e.uv(uint64(t.rid))
 	e.uv(uint64(t.n))
-	e.uv(uint64(t.ts))
+	e.uv(uint64(t.day))
 	return e.b
 }
 
 func decodeTxn(b []byte) (txnRow, error) {
 	d := newDecoder(b, 1)
-	t := txnRow{rid: intern.RID(d.uv()), n: Num(d.uv()), ts: int64(d.uv())}
+	t := txnRow{rid: intern.RID(d.uv()), n: Num(d.uv()), day: uint32(d.uv())}
 	return t, d.err("tx")
 }
 

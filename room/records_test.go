@@ -18,7 +18,7 @@ func TestRowsRoundTrip(t *testing.T) {
 	plain := meta{kid: 1, ord: 5, prev: []Num{}, auth: []Num{}, before: m.before, after: m.before, current: m.before}
 	sum := summary{root: m.before, ext: []Num{9, 10}, next: 11, nextNode: 12, last: LiveOrd(13), back: LiveOrd(0) - 14, pos: 15, depth: 16, joined: 17, invited: 18}
 	user := userRoom{membership: Ban, forgotten: true, stripped: true, ord: LiveOrd(3), n: 4}
-	txn := txnRow{rid: 1, n: 2, ts: 3}
+	txn := txnRow{rid: 1, n: 2, day: 3}
 	th := thread{latest: 1, last: 2, count: 3, locals: nil}
 	th.locals = append(th.locals, 4, 5)
 	for name, c := range map[string]struct {

@@ -15,6 +15,7 @@ import (
 	"parley/internal/notify"
 	"parley/keys"
 	"parley/keys/vault"
+	"parley/privacy/timers"
 	"parley/room/statetree"
 	"parley/storage"
 	"parley/storage/intern"
@@ -38,7 +39,8 @@ type Config struct {
 	// Silenced says which local users may not take part at the moment, so that
 	// what they wanted to be sent later isn't; nil: nobody.
 	Silenced       func(ctx context.Context, user mxid.UserID) (bool, error)
-	DefaultVersion string // "12"
+	Lifetimes      *timers.Book // how long events are kept; nil: for ever
+	DefaultVersion string       // "12"
 	Log            *slog.Logger
 }
 
@@ -79,6 +81,9 @@ const nodeCacheBytes = 32 << 20
 func New(cfg Config) (*Service, error) {
 	if cfg.DefaultVersion == "" {
 		cfg.DefaultVersion = "12"
+	}
+	if cfg.Lifetimes == nil {
+		cfg.Lifetimes = timers.NewBook(timers.Policies{})
 	}
 	if _, err := roomVersion(cfg.DefaultVersion); err != nil {
 		return nil, fmt.Errorf("room: default version: %w", err)

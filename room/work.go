@@ -19,7 +19,10 @@ type work struct {
 	ctx context.Context
 	svc *Service
 	h   *hot
-	now int64 // milliseconds since 1970, one moment for the whole batch
+	now int64  // milliseconds since 1970, one moment for the whole batch
+	age *aging // nil: not looked at
+	// rootBefore is the room's state before the batch.
+	rootBefore statetree.Root
 
 	// The room as it will be after what has been staged.
 	sum     summary
@@ -55,7 +58,8 @@ func newWork(ctx context.Context, h *hot, sn *snapshot) *work {
 	nodes := statetree.NewWriter(sn.sum.nextNode)
 	return &work{
 		ctx: ctx, svc: h.svc, h: h, now: h.svc.cfg.Clock.Now().UnixMilli(),
-		sum: sn.sum, ext: sn.ext, local: sn.local, servers: sn.servers,
+		rootBefore: sn.sum.root,
+		sum:        sn.sum, ext: sn.ext, local: sn.local, servers: sn.servers,
 		nodes: nodes, tree: h.tree.With(nodes),
 		ring: sn.ring, ringFrom: sn.ringFrom,
 		byNum: map[Num]*Event{}, byHash: map[[32]byte]Num{}, txns: map[string]Num{}, waits: map[[32]byte][]waiting{}, graphFrom: -1,

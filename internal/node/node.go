@@ -203,10 +203,13 @@ func (n *Node) openServices(Options) error {
 	n.users.OnPushRulesChanged(n.pusher.Invalidate)
 	if n.rooms, err = room.New(room.Config{ServerName: n.cfg.ServerName, KV: n.kv, Commit: n.commit, Intern: n.intern, Vault: n.vault,
 		Clock: n.clk, Hub: n.hub, Signer: n.signer, Verifier: n.ring, Remote: n.client, Pusher: n.pusher, Outbox: n.sender,
-		Invites: n.users, Silenced: n.users.Silenced, DefaultVersion: n.cfg.DefaultRoomVersion, Log: n.log}); err != nil {
+		Invites: n.users, Silenced: n.users.Silenced, Lifetimes: n.timers.Book(), DefaultVersion: n.cfg.DefaultRoomVersion, Log: n.log}); err != nil {
 		return err
 	}
 	n.onClose(func() error { n.rooms.Close(); return nil })
+	n.timers.Register(timers.Events, n.rooms.ExpireEvents)
+	n.timers.Register(timers.Receipts, n.rooms.ExpireReceipts)
+	n.timers.Register(timers.Txns, n.rooms.ExpireTxns)
 	n.onClose(func() error { n.sender.Close(); return nil })
 	if n.e2e, err = e2e.New(e2e.Config{ServerName: n.cfg.ServerName, KV: n.kv, Commit: n.commit, Intern: n.intern, Vault: n.vault,
 		Clock: n.clk, Hub: n.hub, Remote: n.client, Neighbours: n.rooms, Outbox: n.sender, Devices: n.users, Log: n.log,

@@ -18,8 +18,8 @@ func Entries() []Entry {
 func roomEntries() []Entry {
 	return []Entry{
 		{What: "events of rooms", Families: []string{"ej"}, Personal: true, Sealed: KeyRoom,
-			Lifetime: "content: `retention.default`, the room's own or the sender's plan, the shortest; what the room's state needs: as long as the room is known here", Readers: byMembers, Holds: []Kind{IDs, Events, Profile, Aliases}},
-		{What: "facts about events: numbers of room, sender and type, times, edges of the graph, timeline, relations, threads", Families: []string{"ei", "em", "ep", "ew", "tl", "tt", "re", "rw", "th", "tH", "ag", "xb"}, Personal: true, Sealed: KeyNone,
+			Lifetime: "content: `retention.default` or the room's own lifetime, the shorter; what is the room's state: until it is replaced; what redaction leaves: as long as the room is known here", Readers: byMembers, Holds: []Kind{IDs, Events, Profile, Aliases}},
+		{What: "facts about events: numbers of room, sender and type, times, edges of the graph, timeline, relations, threads", Families: []string{"ei", "em", "ep", "ew", "tl", "tt", "tu", "re", "rw", "th", "tH", "ag", "xb"}, Personal: true, Sealed: KeyNone,
 			Lifetime: "as their event", Readers: byServer},
 		{What: "state and summary of rooms, who is in them", Families: []string{"rc", "sn", "mu", "mr", "mh"}, Personal: true, Sealed: KeyNone,
 			Lifetime: "as long as the room is known here", Readers: byMembers},
@@ -36,9 +36,9 @@ func roomEntries() []Entry {
 		{What: "events to be sent later, and what became of them; their IDs, which are capabilities, as keyed hashes", Families: []string{"ds", "dq", "df", "dx"}, Personal: true, Sealed: KeyUser,
 			Lifetime: "until sent or cancelled, then for a day, the newest 100", Readers: byOwner, Holds: []Kind{IDs, Events}},
 		{What: "which request made which event", Families: []string{"tx"}, Personal: true, Sealed: KeyHash,
-			Lifetime: "not swept yet", Readers: byServer},
+			Lifetime: "two days", Readers: byServer},
 		{What: "receipts, unread counts", Families: []string{"rr", "rp", "nc"}, Personal: true, Sealed: KeyUser,
-			Lifetime: "replaced by the next one", Readers: byMembers, Holds: []Kind{IDs}},
+			Lifetime: "replaced by the next one, or an hour after what they point at has ended", Readers: byMembers, Holds: []Kind{IDs}},
 	}
 }
 
