@@ -62,12 +62,18 @@ func (b *Bridge) Coding(track string) media.Coding {
 	return media.Coding{}
 }
 
+// Exportable reports whether there is such a track of a client of this server,
+// and its publisher lets everybody subscribe.
+func (b *Bridge) Exportable(track string) bool {
+	t := b.c.tracks[track]
+	return t != nil && t.published && t.owner.guest == nil && t.owner.allowed == nil
+}
+
 // Export sends a layer of a client's track to another server. ErrNoTrack when
-// there is none, or when its publisher doesn't let everybody subscribe.
+// it isn't exportable.
 func (b *Bridge) Export(track string, tr *media.Trunk, layer, priority int) (*media.Export, error) {
 	r, ok := b.c.media.(remoteRoom)
-	t := b.c.tracks[track]
-	if !ok || t == nil || !t.published || t.owner.guest != nil || t.owner.allowed != nil {
+	if !ok || !b.Exportable(track) {
 		return nil, ErrNoTrack
 	}
 	return r.Export(tr, track, layer, priority)

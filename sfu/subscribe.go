@@ -126,6 +126,9 @@ func (p *participant) allow(everybody bool, perms []TrackPermission) {
 			}
 		}
 	}
+	if o := p.call.observer; o != nil && p.announced() {
+		o.Tell(&Update{Participants: []*ParticipantInfo{p.snapshot()}}) // other servers get what everybody gets
+	}
 }
 
 // syncState takes over what the client wants after it came back.

@@ -3,6 +3,8 @@ package cascade
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -23,6 +25,10 @@ type call struct {
 	// them.
 	tracks map[string]uint32
 	guests map[guestKey]*guest
+	// refused are those whose identity somebody else has.
+	refused map[guestKey]refused
+	// salts hide identities that name users, by the participant's sid.
+	salts map[string]string
 	// remote finds a guest's track by its sid here.
 	remote map[string]trackKey
 }
@@ -40,7 +46,14 @@ type trackKey struct {
 // guest is a participant of another server.
 type guest struct {
 	*sfu.Guest
+	as     refused // what it is let in as again
 	tracks map[uint32]*guestTrack
+}
+
+// refused is a participant of another server whose identity is taken.
+type refused struct {
+	named
+	trunk *media.Trunk
 }
 
 type guestTrack struct {
@@ -63,11 +76,10 @@ func (n *numbers) next() uint32 { return n.n.Add(1) }
 
 // local is a participant of this server, as told to the service.
 type local struct {
-	sid    string
-	gone   bool
-	pid    string
-	hidden bool
-	tracks []localTrack
+	sid       string
+	gone      bool
+	pid, salt string
+	tracks    []localTrack
 }
 
 type localTrack struct {
@@ -78,7 +90,8 @@ type localTrack struct {
 
 // Opened is sfu.Cascade's.
 func (s *Service) Opened(b *sfu.Bridge) sfu.Observer {
-	c := &call{s: s, bridge: b, alias: b.Name(), tracks: map[string]uint32{}, guests: map[guestKey]*guest{}, remote: map[string]trackKey{}}
+	c := &call{s: s, bridge: b, alias: b.Name(), tracks: map[string]uint32{}, guests: map[guestKey]*guest{},
+		refused: map[guestKey]refused{}, salts: map[string]string{}, remote: map[string]trackKey{}}
 	s.post(func() {
 		if len(c.alias) > maxAlias || s.closed {
 			return
@@ -106,7 +119,9 @@ func (c *call) Tell(m sfu.Message) {
 		return
 	}
 	var out []local
+	left := false
 	for _, info := range u.Participants {
+		left = left || info.State == sfu.Disconnected
 		if info.Home != "" {
 			continue // nothing goes from link to link
 		}
@@ -117,6 +132,22 @@ func (c *call) Tell(m sfu.Message) {
 	if len(out) > 0 {
 		c.room(func(r *room) { r.updated(out) })
 	}
+	if left && len(c.guests)+len(c.refused) > 0 {
+		c.bridge.Do(c.reconsider)
+	}
+}
+
+// reconsider lets those in whose identity has become free.
+func (c *call) reconsider() {
+	for k, g := range c.guests {
+		if g.Gone() {
+			c.leave(k)
+			c.refused[k] = g.as
+		}
+	}
+	for k, r := range c.refused {
+		c.put(k.server, r.trunk, r.named)
+	}
 }
 
 // local describes a participant of this server.
@@ -124,12 +155,20 @@ func (c *call) local(info *sfu.ParticipantInfo) (local, bool) {
 	l := local{sid: info.SID, gone: info.State == sfu.Disconnected, pid: info.Identity}
 	switch {
 	case strings.HasPrefix(info.Identity, "@"):
-		l.pid, l.hidden = hide(c.alias, info.Identity), true
+		if c.salts[info.SID] == "" {
+			c.salts[info.SID] = newNonce()
+		}
+		l.salt = c.salts[info.SID]
+		l.pid = hide(c.alias, info.Identity, l.salt)
 	case !pseudonym(info.Identity):
 		return local{}, false
 	}
+	if l.gone {
+		delete(c.salts, info.SID)
+		return l, true
+	}
 	for i := range info.Tracks {
-		if t := &info.Tracks[i]; !l.gone && len(l.tracks) < maxTracks {
+		if t := &info.Tracks[i]; len(l.tracks) < maxTracks && c.bridge.Exportable(t.SID) {
 			l.tracks = append(l.tracks, c.track(t))
 		}
 	}
@@ -144,7 +183,7 @@ func (c *call) track(t *sfu.TrackInfo) localTrack {
 		c.tracks[t.SID] = n
 	}
 	coding := c.bridge.Coding(t.SID)
-	out := localTrack{sid: t.SID, track: track{Track: n, Video: t.Kind == media.Video, Source: uint8(t.Source), Mime: coding.Mime, Fmtp: coding.Fmtp,
+	out := localTrack{sid: t.SID, track: track{Track: n, Video: t.Kind == media.Video, Source: uint8(t.Source), Mime: coding.Mime, Fmtp: variant(coding.Fmtp),
 		SVC: coding.SVC, Muted: t.Muted, Encryption: uint8(t.Encryption), Stereo: t.Stereo, NoDTX: t.DisableDTX,
 		Width: uint16(min(t.Width, 1<<14)), Height: uint16(min(t.Height, 1<<14))}}
 	for i, l := range t.Layers {
@@ -158,9 +197,27 @@ func (c *call) track(t *sfu.TrackInfo) localTrack {
 	return out
 }
 
-// hide is the pseudonym of an identity that names a user.
-func hide(alias, identity string) string {
-	sum := sha256.Sum256([]byte("parley cascade\x00" + alias + "\x00" + identity))
+// variants are the parameters of codecs that tell their variants apart.
+var variants = []string{"packetization-mode", "profile-level-id", "level-asymmetry-allowed", "profile-id", "profile", "tier"}
+
+// variant is what a decoder must know of a codec's parameters, without what else
+// the client wrote into its description.
+func variant(fmtp string) string {
+	var out []string
+	for _, p := range strings.Split(fmtp, ";") {
+		key, value, _ := strings.Cut(strings.TrimSpace(p), "=")
+		if slices.Contains(variants, key) && len(value) <= 6 && !strings.ContainsFunc(value, notHex) {
+			out = append(out, key+"="+value)
+		}
+	}
+	return strings.Join(out, ";")
+}
+
+func notHex(r rune) bool { return !strings.ContainsRune("0123456789abcdefABCDEF", r) }
+
+// hide is the pseudonym of an identity that names a user, for one join.
+func hide(alias, identity, salt string) string {
+	sum := sha256.Sum256([]byte("parley cascade\x00" + alias + "\x00" + salt + "\x00" + identity))
 	return base64.RawStdEncoding.EncodeToString(sum[:])
 }
 
@@ -266,15 +323,29 @@ func (c *call) apply(server mxid.ServerName, tr *media.Trunk, parts []named, gon
 }
 
 func (c *call) leave(k guestKey) {
+	delete(c.refused, k)
 	g := c.guests[k]
 	if g == nil {
 		return
 	}
-	for _, t := range g.tracks {
-		delete(c.remote, t.sid)
+	for n := range g.tracks {
+		c.unpublish(k.server, g, n)
 	}
 	delete(c.guests, k)
 	g.Leave()
+}
+
+// unpublish ends a track of a guest: nothing of it is wanted any more.
+func (c *call) unpublish(server mxid.ServerName, g *guest, n uint32) {
+	sid := g.tracks[n].sid
+	g.Unpublish(sid)
+	delete(c.remote, sid)
+	delete(g.tracks, n)
+	c.room(func(r *room) {
+		if x := r.peers[server]; x != nil {
+			x.want(n, 0)
+		}
+	})
 }
 
 // put makes a guest what its server says of it.
@@ -283,10 +354,15 @@ func (c *call) put(server mxid.ServerName, tr *media.Trunk, p named) {
 	g := c.guests[k]
 	if g != nil && g.Gone() { // a client of this server has its identity now
 		c.leave(k)
-		return
+		g = nil
 	}
+	delete(c.refused, k)
 	if g == nil {
 		in, err := c.bridge.Join(sfu.GuestConfig{Identity: p.identity, Server: string(server), Trunk: tr})
+		if errors.Is(err, sfu.ErrTaken) {
+			c.refused[k] = refused{p, tr}
+			return
+		}
 		if err != nil {
 			c.s.cfg.Log.Warn("calls: a participant of another server can't come in", "server", string(server), "error", err)
 			return
@@ -294,11 +370,10 @@ func (c *call) put(server mxid.ServerName, tr *media.Trunk, p named) {
 		g = &guest{Guest: in, tracks: map[uint32]*guestTrack{}}
 		c.guests[k] = g
 	}
+	g.as = refused{p, tr}
 	for n, t := range g.tracks {
 		if now := p.find(n); now == nil || !now.like(&t.track) {
-			g.Unpublish(t.sid)
-			delete(c.remote, t.sid)
-			delete(g.tracks, n)
+			c.unpublish(server, g, n)
 		}
 	}
 	for _, t := range p.Tracks {
@@ -380,6 +455,11 @@ func (c *call) vanished(server mxid.ServerName) {
 		for k := range c.guests {
 			if k.server == server {
 				c.leave(k)
+			}
+		}
+		for k := range c.refused {
+			if k.server == server {
+				delete(c.refused, k)
 			}
 		}
 	})

@@ -232,10 +232,67 @@ func TestTaken(t *testing.T) {
 	a.sees(pid("bob"))
 	b.receives(pid("alice"), media.SourceMicrophone, 50)
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.left {
+	left := a.left
+	a.mu.Unlock()
+	if left {
 		t.Error("alice was put out")
 	}
+	a.close()
+	b.receives(pid("alice"), media.SourceMicrophone, 20) // now it is free
+}
+
+// TestTakenAtHome: who is kept out by a client of this server comes in once
+// that has left; a client of this server comes first.
+func TestTakenAtHome(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	alice, bob := w.server("a").join("alice"), w.server("b").join("bob")
+	alice.publish(media.SourceMicrophone)
+	bob.receives(pid("alice"), media.SourceMicrophone, 20)
+	other := w.server("b").joinAs("other", pid("alice"))
+	await.Until(t, "the guest to be put out", func() bool {
+		bob.mu.Lock()
+		defer bob.mu.Unlock()
+		p := bob.others[pid("alice")]
+		return p != nil && p.Home == ""
+	})
+	other.close()
+	bob.receives(pid("alice"), media.SourceMicrophone, 20)
+}
+
+// TestNarrowed: what not everybody may have leaves other servers at once.
+func TestNarrowed(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	alice, bob := w.server("a").join("alice"), w.server("b").join("bob")
+	alice.publish(media.SourceMicrophone)
+	bob.receives(pid("alice"), media.SourceMicrophone, 20)
+	must(t, alice.session.Allow(false, nil))
+	await.Until(t, "the track to be gone", func() bool { sid, _ := bob.track(pid("alice"), media.SourceMicrophone); return sid == "" })
+	crossed := func() uint64 { return w.server("a").exported() }
+	await.Until(t, "nothing to be sent", func() bool { return crossed() == 0 })
+	bob.sees(pid("alice"))
+	must(t, alice.session.Allow(true, nil))
+	bob.receives(pid("alice"), media.SourceMicrophone, 20)
+}
+
+// exported counts the streams that a server sends to others.
+func (s *server) exported() uint64 {
+	done := make(chan uint64, 1)
+	s.cascade.post(func() {
+		n := uint64(0)
+		for _, r := range s.cascade.calls {
+			for _, x := range r.peers {
+				for _, f := range x.flows {
+					for _, e := range f.out {
+						if e != nil {
+							n++
+						}
+					}
+				}
+			}
+		}
+		done <- n
+	})
+	return <-done
 }
 
 // TestRestart: a server that is killed and comes back, whichever of the two

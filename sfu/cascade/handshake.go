@@ -41,6 +41,8 @@ type Offer struct {
 	Pwd         string   `json:"pwd"`
 	Fingerprint string   `json:"fingerprint"`
 	Candidates  []string `json:"candidates"`
+	// TCP are addresses for when UDP is blocked (RFC 6544, passive).
+	TCP []string `json:"tcp,omitempty"`
 }
 
 // Wake asks a server to dial.
@@ -52,13 +54,13 @@ type Wake struct {
 
 func (o *Offer) sound() bool {
 	return o.Version == wireVersion && len(o.Epoch) <= maxNonce && len(o.Ufrag) >= 4 && len(o.Ufrag) <= 256 &&
-		len(o.Pwd) >= 22 && len(o.Pwd) <= 256 && len(o.Fingerprint) <= 256 && len(o.Candidates) <= maxCandidates
+		len(o.Pwd) >= 22 && len(o.Pwd) <= 256 && len(o.Fingerprint) <= 256 && len(o.Candidates) <= maxCandidates && len(o.TCP) <= maxCandidates
 }
 
 // addresses are the candidates that this server may send to.
-func (s *Service) addresses(o *Offer) []netip.AddrPort {
+func (s *Service) addresses(candidates []string) []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, c := range o.Candidates {
+	for _, c := range candidates {
 		a, err := netip.ParseAddrPort(c)
 		if err == nil && a.Port() != 0 && a.Addr().Zone() == "" && s.cfg.Guard.Check(a.Addr()) == nil {
 			out = append(out, a)
@@ -72,8 +74,12 @@ func (s *Service) offer(t trunk) *Offer {
 	o := &Offer{Version: wireVersion, Epoch: s.epoch, Nonce: newNonce(), TimeMs: s.cfg.Clock.Now().UnixMilli(),
 		Ufrag: t.Local().Ufrag, Pwd: t.Local().Pwd, Fingerprint: t.Fingerprint()}
 	for _, c := range t.Candidates() {
-		if !c.TCP && len(o.Candidates) < maxCandidates {
-			o.Candidates = append(o.Candidates, c.Addr.String())
+		list := &o.Candidates
+		if c.TCP {
+			list = &o.TCP
+		}
+		if len(*list) < maxCandidates {
+			*list = append(*list, c.Addr.String())
 		}
 	}
 	return o

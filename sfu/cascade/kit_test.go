@@ -40,6 +40,8 @@ type world struct {
 	legacy  map[mxid.ServerName][]string
 	cut     map[[2]mxid.ServerName]bool
 	asked   int
+	wires   map[[2]mxid.ServerName]*wire // by who dials and who is dialled; none is a direct way
+	spies   map[mxid.ServerName]*spy
 }
 
 // server is a server of calls.
@@ -53,7 +55,8 @@ type server struct {
 }
 
 func newWorld(t *testing.T, names ...mxid.ServerName) *world {
-	w := &world{t: t, servers: map[mxid.ServerName]*server{}, users: map[mxid.ServerName]int{}, legacy: map[mxid.ServerName][]string{}, cut: map[[2]mxid.ServerName]bool{}}
+	w := &world{t: t, servers: map[mxid.ServerName]*server{}, users: map[mxid.ServerName]int{}, legacy: map[mxid.ServerName][]string{}, cut: map[[2]mxid.ServerName]bool{},
+		wires: map[[2]mxid.ServerName]*wire{}, spies: map[mxid.ServerName]*spy{}}
 	for _, n := range names {
 		w.users[n] = 10
 	}
@@ -67,10 +70,10 @@ func newWorld(t *testing.T, names ...mxid.ServerName) *world {
 func (w *world) start(name mxid.ServerName) *server {
 	w.t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	tr, err := transport.Open(transport.Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Loopback: true, Shards: 1, Log: log, Clock: clock.Real{}})
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	must(w.t, err)
+	tr, err := transport.Open(transport.Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), TCP: tcp, Loopback: true, Shards: 1, Log: log, Clock: clock.Real{}})
+	must(w.t, err)
 	s := &server{w: w, name: name, transport: tr, tokens: signal.NewTokens(clock.Real{})}
 	engine := media.NewEngine(media.Config{Transport: tr, Log: log, Clock: clock.Real{}, Together: true})
 	s.cascade = New(Config{ServerName: name, Engine: engine, Federation: federation{s}, Rooms: rooms{s}, Guard: anywhere{}, Data: signal.Packets{}, Clock: clock.Real{}, Log: log})
@@ -117,6 +120,10 @@ type anywhere struct{}
 
 func (anywhere) Check(netip.Addr) error { return nil }
 
+func (anywhere) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, network, address)
+}
+
 // federation hands requests to the other server, as JSON.
 type federation struct{ s *server }
 
@@ -132,6 +139,10 @@ func (f federation) to(n mxid.ServerName) (*server, error) {
 }
 
 func (f federation) CascadeLink(ctx context.Context, to mxid.ServerName, offer, answer any) (bool, error) {
+	if s := f.s.w.spies[to]; s != nil {
+		*answer.(*Offer) = s.answer(offer.(*Offer))
+		return false, nil
+	}
 	o, err := f.to(to)
 	if err != nil {
 		return false, err
@@ -140,6 +151,12 @@ func (f federation) CascadeLink(ctx context.Context, to mxid.ServerName, offer, 
 	out, err := o.cascade.HandleLink(ctx, f.s.name, body)
 	if err != nil {
 		return false, err
+	}
+	f.s.w.mu.Lock()
+	wire := f.s.w.wires[[2]mxid.ServerName{f.s.name, to}]
+	f.s.w.mu.Unlock()
+	if wire != nil {
+		wire.lead(out.(*Offer))
 	}
 	body, _ = json.Marshal(out)
 	return false, json.Unmarshal(body, answer)
@@ -220,6 +237,11 @@ type heard struct {
 func (s *server) join(who string) *client { return s.joinAs(who, pid(who)) }
 
 func (s *server) joinAs(who, identity string) *client {
+	return s.joinWith(who, sfu.Grant{Room: theCall, Identity: identity, CanPublish: true, CanSubscribe: true, CanPublishData: true, CanUpdateMetadata: true},
+		sfu.Join{AutoSubscribe: true})
+}
+
+func (s *server) joinWith(who string, g sfu.Grant, j sfu.Join) *client {
 	t := s.w.t
 	t.Helper()
 	c := &client{t: t, who: who, todo: make(chan func(), 1_000), done: make(chan struct{}), others: map[string]*sfu.ParticipantInfo{},
@@ -230,8 +252,7 @@ func (s *server) joinAs(who, identity string) *client {
 	c.data = dc
 	c.pc.OnDataChannel(func(d *webrtc.DataChannel) { d.OnMessage(c.message) })
 	dc.OnMessage(c.message)
-	c.session, err = s.sfu.Join(sfu.Grant{Room: theCall, Identity: identity, CanPublish: true, CanSubscribe: true, CanPublishData: true, CanUpdateMetadata: true},
-		sfu.Join{AutoSubscribe: true}, c)
+	c.session, err = s.sfu.Join(g, j, c)
 	must(t, err)
 	go func() {
 		for {

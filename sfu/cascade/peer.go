@@ -2,6 +2,8 @@ package cascade
 
 import (
 	"context"
+	"net"
+	"net/netip"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -34,6 +36,7 @@ type peer struct {
 	media    *media.Trunk // trunk, for tracks
 	link     int          // tells events of links before from those of this one
 	hello    bool
+	reached  bool // the other server has answered on the connection
 	messages *rate.Limiter
 
 	rooms  map[uint32]*presence // by our number
@@ -119,8 +122,9 @@ func (p *peer) ask() {
 				return
 			}
 			if err == nil && !absent {
-				if addrs := s.addresses(&answer); answer.sound() && len(addrs) > 0 {
+				if addrs := s.addresses(answer.Candidates); answer.sound() && len(addrs) > 0 {
 					p.trunk.Connect(answer.remote(false), addrs)
+					p.fallback(link, s.addresses(answer.TCP))
 				} else {
 					err = errWire
 				}
@@ -128,6 +132,39 @@ func (p *peer) ask() {
 			p.answered(absent, err)
 		})
 	})
+}
+
+// fallback dials by TCP, too, if the other server isn't heard by UDP soon.
+func (p *peer) fallback(link int, addrs []netip.AddrPort) {
+	s := p.s
+	if len(addrs) == 0 {
+		return
+	}
+	s.cfg.Clock.AfterFunc(udpTime, func() {
+		s.post(func() {
+			if p.link != link || p.trunk == nil || p.reached {
+				return
+			}
+			s.spawn(func(ctx context.Context) {
+				for _, a := range addrs {
+					c, err := s.cfg.Guard.DialContext(ctx, "tcp", a.String())
+					if err == nil {
+						s.post(func() { p.dialled(link, c) })
+						return
+					}
+				}
+			})
+		})
+	})
+}
+
+// dialled takes a TCP connection to the other server.
+func (p *peer) dialled(link int, c net.Conn) {
+	if p.link != link || p.trunk == nil {
+		_ = c.Close()
+		return
+	}
+	p.trunk.ConnectOver(c)
 }
 
 // answered takes the outcome of a request.
@@ -159,12 +196,13 @@ func (p *peer) connect() {
 		State:   func(st media.State) { current(func() { p.connection(st) }) },
 		Message: func(b []byte) { current(func() { p.received(b) }) },
 	})
-	p.trunk, p.hello, p.number = p.media, false, 0
+	p.trunk, p.hello, p.reached, p.number = p.media, false, false, 0
 	p.messages = rate.NewLimiter(messagesPerSecond, messagesBurst)
 }
 
 // connection follows the state of the trunk.
 func (p *peer) connection(st media.State) {
+	p.reached = true // or lost
 	switch st {
 	case media.Connected:
 		p.send(&message{Kind: kindHello, Epoch: p.s.epoch})

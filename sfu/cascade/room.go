@@ -83,7 +83,7 @@ func (r *room) updated(now []local) {
 // take notes a participant and its tracks.
 func (r *room) take(n uint32, l local) {
 	r.forget(n)
-	p := part{Part: n, PID: l.pid, Hidden: l.hidden}
+	p := part{Part: n, PID: l.pid, Salt: l.salt}
 	for _, t := range l.tracks {
 		p.Tracks = append(p.Tracks, t.track)
 		r.sids[t.Track] = t.sid
@@ -368,7 +368,7 @@ func (x *presence) received(m *message) {
 func (x *presence) apply(c changes) {
 	var named []named
 	for _, p := range c.parts {
-		if p.Hidden {
+		if p.Salt != "" {
 			x.hidden[p.Part] = p
 			continue
 		}
@@ -403,21 +403,29 @@ func (x *presence) reveal() {
 	if len(x.hidden) == 0 {
 		return
 	}
-	r, server := x.room, x.peer.name
+	r, server, hidden := x.room, x.peer.name, maps.Clone(x.hidden)
 	r.s.spawn(func(ctx context.Context) {
 		ids, err := r.s.cfg.Rooms.Identities(ctx, r.alias, server)
+		if err != nil {
+			return
+		}
+		who := map[string]string{} // by pseudonym
+		for _, p := range hidden {
+			for _, id := range ids {
+				if hide(r.alias, id, p.Salt) == p.PID {
+					who[p.PID] = id
+				}
+			}
+		}
 		r.s.post(func() {
-			if err != nil || r.peers[server] != x {
+			if r.peers[server] != x {
 				return
 			}
 			var found []named
-			for _, id := range ids {
-				pid := hide(r.alias, id)
-				for n, p := range x.hidden {
-					if p.PID == pid {
-						found = append(found, name(p, id))
-						delete(x.hidden, n)
-					}
+			for n, p := range x.hidden {
+				if id, ok := who[p.PID]; ok {
+					found = append(found, name(p, id))
+					delete(x.hidden, n)
 				}
 			}
 			if len(found) > 0 {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -34,7 +35,7 @@ const (
 	maxInterest = 10_000
 	// sweepTime is between two looks at who may take part, discoverTime
 	// between two at who does.
-	sweepTime    = time.Second
+	sweepTime    = 500 * time.Millisecond
 	discoverTime = 5 * time.Second
 	// digestEvery is between two digests of a call.
 	digestEvery = 15 * time.Second
@@ -63,9 +64,10 @@ type Rooms interface {
 	Identities(ctx context.Context, alias string, server mxid.ServerName) ([]string, error)
 }
 
-// Guard says to which addresses this server may send.
+// Guard says to which addresses this server may send, and connects to them.
 type Guard interface {
 	Check(netip.Addr) error
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // trunk is what the service uses of a media.Trunk.
@@ -74,6 +76,7 @@ type trunk interface {
 	Fingerprint() string
 	Candidates() []transport.Candidate
 	Connect(r transport.Remote, dial []netip.AddrPort)
+	ConnectOver(net.Conn)
 	Send(msg []byte) bool
 	Close()
 }

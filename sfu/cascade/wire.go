@@ -62,12 +62,13 @@ type message struct {
 	Blob     []byte   `json:"blob,omitempty"`
 }
 
-// part is a participant: number, pseudonym and all its tracks. Hidden says that
-// the pseudonym stands for an identity that the receiver finds in the room.
+// part is a participant: number, pseudonym and all its tracks. With a salt, which
+// is new for each join, the pseudonym stands for an identity that the receiver
+// finds in the room.
 type part struct {
 	Part   uint32  `json:"p"`
 	PID    string  `json:"id"`
-	Hidden bool    `json:"hid,omitempty"`
+	Salt   string  `json:"salt,omitempty"`
 	Tracks []track `json:"ts,omitempty"`
 }
 
@@ -149,7 +150,7 @@ func (m *message) sound() bool {
 }
 
 func (p *part) sound() bool {
-	if !pseudonym(p.PID) || len(p.Tracks) > maxTracks {
+	if !pseudonym(p.PID) || len(p.Salt) > maxNonce || len(p.Tracks) > maxTracks {
 		return false
 	}
 	seen := map[uint32]bool{}

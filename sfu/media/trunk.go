@@ -2,6 +2,7 @@ package media
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -116,6 +117,12 @@ func (t *Trunk) Connect(r transport.Remote, dial []netip.AddrPort) {
 			t.conn.Dial(dial)
 		}
 	})
+}
+
+// ConnectOver adds a TCP connection to those that Connect tries; the trunk
+// closes it.
+func (t *Trunk) ConnectOver(nc net.Conn) {
+	t.shard.Do(func() { t.conn.DialOver(nc) })
 }
 
 // Send sends a message in order with those before, or reports false when too

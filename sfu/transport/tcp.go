@@ -140,17 +140,17 @@ func (t *tcpStream) read() {
 	src := source{from: t.from, shard: owner, tcp: t}
 	p := t.srv.parcels.Get().(*parcel)
 	p.add(first[:n], &src)
-	for taken := false; ; taken = true {
-		if !owner.post(p) {
-			t.srv.recycle(p)
-			if !taken {
-				return // the first check is lost, and nobody knows of us
-			}
-		}
-		if !t.extend(tcpIdleTimeout) {
-			return
-		}
-		p = t.srv.parcels.Get().(*parcel)
+	if !owner.post(p) {
+		t.srv.recycle(p)
+		return // the first check is lost, and nobody knows of us
+	}
+	t.pump(r, src)
+}
+
+// pump hands the next frames to a shard until the connection ends.
+func (t *tcpStream) pump(r *bufio.Reader, src source) {
+	for t.extend(tcpIdleTimeout) {
+		p := t.srv.parcels.Get().(*parcel)
 		for p.n == 0 || p.n < parcelSize && frameBuffered(r) {
 			n, err := readFrame(r, p.buf[p.n][:])
 			if err != nil {
@@ -159,6 +159,9 @@ func (t *tcpStream) read() {
 			}
 			p.size[p.n], p.src[p.n] = n, src
 			p.n++
+		}
+		if !src.shard.post(p) {
+			t.srv.recycle(p)
 		}
 	}
 }
