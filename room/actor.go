@@ -305,6 +305,9 @@ func (h *hot) handle(batch []*job) {
 	if err == nil && (w.owes || h.owes) {
 		err = h.shred(ctx)
 	}
+	if err == nil && w.purge {
+		err = h.finishPurge(ctx, w)
+	}
 	answer(staged, err)
 }
 

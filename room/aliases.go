@@ -73,7 +73,7 @@ func (s *Service) sealAlias(key storage.Key, row aliasRow) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("room: encode alias: %w", err)
 	}
-	sealed, err := s.cfg.Vault.Seal(vault.System(), key, b)
+	sealed, err := s.cfg.Vault.Seal(vault.Room(uint32(row.Room), 0), key, b)
 	if err != nil {
 		return nil, fmt.Errorf("room: seal alias: %w", err)
 	}

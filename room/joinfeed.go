@@ -2,6 +2,7 @@ package room
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"parley/internal/actor"
@@ -73,10 +74,11 @@ func (s *Service) metEverybody(ctx context.Context, rid intern.RID) {
 // begins to send delayed ones, those first that have become due meanwhile.
 // Call it once, when other servers can be asked.
 func (s *Service) Start() error {
-	if err := s.shredOwed(context.Background()); err != nil {
+	if err := errors.Join(s.finishPurges(context.Background()), s.shredOwed(context.Background())); err != nil {
 		return err
 	}
 	s.delays.start()
+	s.purger.start()
 	return s.intake.start()
 }
 

@@ -157,10 +157,11 @@ func (s *Service) decodeEvent(ctx context.Context, h *hot, n Num, metaRow, jsonR
 	if err != nil {
 		return nil, err
 	}
+	ev := makeEvent(h, n, m, b.txn, b.json)
 	if b.bare {
-		m.flags |= FlagRedacted
+		ev.Flags |= FlagRedacted // the row doesn't say so: it wasn't touched
 	}
-	return makeEvent(h, n, m, b.txn, b.json), nil
+	return ev, nil
 }
 
 // makeEvent fills an Event from the JSON of a verified event and its meta.

@@ -69,6 +69,8 @@ type Service struct {
 	left    func(room mxid.RoomID, user mxid.UserID) // nil: nobody asks
 	delays  *Delays
 	sticky  *stickyTable
+	purger  *purger
+	purged  func(ctx context.Context, rid intern.RID) error // nil: nobody asks
 
 	mu  sync.Mutex
 	hot map[intern.RID]*hot
@@ -101,6 +103,7 @@ func New(cfg Config) (*Service, error) {
 	s.joins = newJoinFeed()
 	s.delays = newDelays(s)
 	s.sticky = newStickyTable(s)
+	s.purger = newPurger(s)
 	if err := errors.Join(s.delays.load(context.Background()), s.sticky.load(context.Background())); err != nil {
 		return nil, err
 	}
@@ -114,6 +117,7 @@ func (s *Service) Close() {
 	s.intake.close()
 	s.delays.close()
 	s.sticky.close()
+	s.purger.close()
 	s.mu.Lock()
 	rooms := make([]*hot, 0, len(s.hot))
 	for _, h := range s.hot {

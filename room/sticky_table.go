@@ -169,6 +169,15 @@ func (t *stickyTable) dropLocked(rid intern.RID, out func(stickyEvent) bool) {
 	}
 }
 
+// dropRoom drops all events of a room; their rows go with the room's.
+func (t *stickyTable) dropRoom(rid intern.RID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.rooms[rid] != nil {
+		t.dropLocked(rid, func(stickyEvent) bool { return true })
+	}
+}
+
 func (t *stickyTable) armLocked() {
 	if t.stop == nil && !t.closed {
 		t.stop = t.s.cfg.Clock.AfterFunc(stickySweep, t.sweep)

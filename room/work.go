@@ -49,6 +49,8 @@ type work struct {
 	wakeRoom  bool                         // the joined local users too
 	after     []func()                     // once durable and visible
 	owes      bool                         // keys of content are to be destroyed
+	wasEmpty  bool                         // of local members, before the batch
+	purge     bool                         // the room is to be purged
 	// graphFrom is the length of the auth graph before the batch, -1 if the
 	// batch hasn't added to it.
 	graphFrom int
@@ -60,7 +62,7 @@ func newWork(ctx context.Context, h *hot, sn *snapshot) *work {
 		ctx: ctx, svc: h.svc, h: h, now: h.svc.cfg.Clock.Now().UnixMilli(),
 		rootBefore: sn.sum.root,
 		sum:        sn.sum, ext: sn.ext, local: sn.local, servers: sn.servers,
-		nodes: nodes, tree: h.tree.With(nodes),
+		nodes: nodes, tree: h.tree.With(nodes), wasEmpty: len(sn.local) == 0,
 		ring: sn.ring, ringFrom: sn.ringFrom,
 		byNum: map[Num]*Event{}, byHash: map[[32]byte]Num{}, txns: map[string]Num{}, waits: map[[32]byte][]waiting{}, graphFrom: -1,
 	}
@@ -127,6 +129,7 @@ func (w *work) write(tx *storage.Tx) error {
 		tx.Put(keyNode(w.h.rid, id), row)
 	}
 	w.writeGraph(tx)
+	w.noteEmpty(tx)
 	w.sum.nextNode = w.nodes.Next()
 	w.sum.ext = w.sum.ext[:0:0]
 	for _, ev := range w.ext {
