@@ -24,6 +24,8 @@ type Account struct {
 	Guest       bool
 	Locked      bool // may only log out
 	Suspended   bool // may read, but not take part
+	Plan        string
+	EndsDay     int32 // days since 1970: when a temporary account ends; 0: never
 }
 
 // accountRow is row us<uid>.
@@ -36,6 +38,9 @@ type accountRow struct {
 
 	Locked    bool `json:"locked,omitempty"`
 	Suspended bool `json:"suspended,omitempty"`
+
+	Plan string `json:"plan,omitempty"`
+	Ends int32  `json:"ends,omitempty"` // day since 1970 at whose beginning a temporary account ends
 }
 
 func accountKey(uid intern.UID) storage.Key { return storage.K("us").U32(uint32(uid)) }
@@ -164,7 +169,7 @@ func errOr(err, otherwise error) error {
 
 func (s *Service) describe(uid intern.UID, id mxid.UserID, row accountRow) Account {
 	return Account{UID: uid, UserID: id, CreatedDay: row.Day, Admin: row.Admin, Deactivated: row.Gone, Guest: row.Guest,
-		Locked: row.Locked, Suspended: row.Suspended}
+		Locked: row.Locked, Suspended: row.Suspended, Plan: row.Plan, EndsDay: row.Ends}
 }
 
 // Available returns nil if an account with this localpart can be made, or the
@@ -306,7 +311,7 @@ func (s *Service) deactivate(ctx context.Context, u mxid.UserID, erase bool) err
 func (s *Service) mark(tx *storage.Tx, uid intern.UID, day int32, erase bool) error {
 	var flags byte
 	if erase {
-		flags = 1
+		flags, day = 1, 0
 	}
 	tx.Put(erasureKey(uid), []byte{flags})
 	tx.OnCommit(func() { s.sessions.dropUser(uid) })
@@ -364,6 +369,37 @@ func (s *Service) finishErasure(ctx context.Context, uid intern.UID, erase bool)
 		tx.Delete(erasureKey(uid))
 		return nil
 	})
+}
+
+// EraseAgain ends the accounts whose keys were destroyed although their rows
+// don't say so: a backup has brought them back. Call it before Start.
+func (s *Service) EraseAgain(ctx context.Context) error {
+	var back []intern.UID
+	for row, err := range s.cfg.KV.Scan(ctx, storage.K("us").Prefix(), false, 0) {
+		if err != nil {
+			return fmt.Errorf("read accounts: %w", err)
+		}
+		if len(row.Key) != 6 {
+			continue
+		}
+		uid := intern.UID(storage.ReadU32(row.Key, 2))
+		if _, err := s.cfg.Vault.Unseal(row.Key, row.Value); errors.Is(err, vault.ErrDestroyed) {
+			back = append(back, uid)
+		}
+	}
+	for _, uid := range back {
+		erase := s.cfg.Vault.Destroyed(vault.Author(uint32(uid)))
+		if err := s.do(ctx, func(tx *storage.Tx) error { return s.mark(tx, uid, 0, erase) }); err != nil {
+			return fmt.Errorf("end an account again: %w", err)
+		}
+		if err := s.deleteAll(ctx, storage.K("dv").U32(uint32(uid)).Prefix()); err != nil {
+			return fmt.Errorf("drop devices: %w", err)
+		}
+		if err := s.finishErasure(ctx, uid, erase); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // deleteSlice is how many rows one transaction deletes: a tenth of a batch, so

@@ -115,6 +115,12 @@ func (r Ref) Week() uint32 {
 	return binary.BigEndian.Uint32(r.id[4:])
 }
 
+// WholeRoom is the room of a key made with Room and window 0, without which
+// nothing of the room can be read.
+func (r Ref) WholeRoom() (rid uint32, ok bool) {
+	return binary.BigEndian.Uint32(r.id[:]), r.kind == kindRoom && binary.BigEndian.Uint32(r.id[4:]) == 0
+}
+
 // lasts reports whether the destruction of a key must be remembered, so that
 // it isn't made again.
 func (r Ref) lasts() bool { return r.kind == kindUser || r.kind == kindAuthor }
