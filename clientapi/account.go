@@ -3,10 +3,13 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
+	"slices"
 
 	"parley/internal/httpx"
 	"parley/internal/mxid"
+	"parley/room"
 )
 
 // whoami is GET /account/whoami.
@@ -61,16 +64,61 @@ func (a *API) deactivate(r *request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), leaveAllTime)
 	defer cancel()
-	a.leaveAll(ctx, r.User)
-	deactivate := a.users.Deactivate
+	answer := map[string]any{"id_server_unbind_result": "no-support"}
 	if q.Erase {
-		deactivate = a.users.Erase
+		if answer[erasureMember], err = a.outOfReach(ctx, r.User); err != nil {
+			return nil, err
+		}
+		err = a.users.Erase(ctx, r.User)
+	} else {
+		a.leaveAll(ctx, r.User)
+		err = a.users.Deactivate(ctx, r.User)
 	}
-	if err := deactivate(ctx, r.User); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	a.uia.end(done.id)
-	return map[string]string{"id_server_unbind_result": "no-support"}, nil
+	return answer, nil
+}
+
+// erasureMember has, in the answer to an erasure, what this server can't do.
+const erasureMember = "org.parley.erasure"
+
+// outOfReach says which other servers have copies of what a user sent: they are
+// asked to redact them, which they may or may not do. In rooms that the user
+// has left, nobody can be asked any more.
+func (a *API) outOfReach(ctx context.Context, u mxid.UserID) (any, error) {
+	rooms, err := a.rooms.UserRooms(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	asked, notAsked := map[string]bool{}, map[string]bool{}
+	left := 0
+	for _, ur := range rooms {
+		servers, err := a.rooms.Servers(ctx, ur.RID)
+		if err != nil {
+			return nil, err
+		}
+		if ur.Membership != room.Join && len(servers) > 0 {
+			left++
+		}
+		for _, s := range servers {
+			if ur.Membership == room.Join {
+				asked[string(s)] = true
+			} else {
+				notAsked[string(s)] = true
+			}
+		}
+	}
+	return map[string]any{
+		"here":          "Everything is gone: your keys are destroyed.",
+		"asked_servers": sortedKeys(asked), "unasked_servers": sortedKeys(notAsked), "unasked_rooms": left,
+		"elsewhere": "Other servers, and the devices of people you wrote to, keep their own copies. The servers in asked_servers are asked to redact what you sent; whether they do is up to them. In rooms that you had left before, nobody can be asked.",
+	}, nil
+}
+
+func sortedKeys(m map[string]bool) []string {
+	return append([]string{}, slices.Sorted(maps.Keys(m))...)
 }
 
 // thirdPartyIDs is GET /account/3pid: this server keeps none.

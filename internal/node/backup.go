@@ -69,6 +69,9 @@ func outside(data, dir string) error {
 	return nil
 }
 
+// restoring ends the name of a folder that is being restored to.
+const restoring = ".restoring"
+
 // RestoreOrder says what to restore, and where from.
 type RestoreOrder struct {
 	Dir     string // of backups
@@ -103,7 +106,7 @@ func Restore(ctx context.Context, c *config.Config, o RestoreOrder, say backup.P
 		return nil, "", fmt.Errorf("%s has data already; with --replace it is moved aside", data)
 	}
 	next := *c
-	next.DataDir = data + ".restoring"
+	next.DataDir = data + restoring
 	if err := errors.Join(os.RemoveAll(next.DataDir), os.MkdirAll(next.DataDir, 0o700)); err != nil {
 		return nil, "", err
 	}

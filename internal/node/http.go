@@ -21,10 +21,8 @@ import (
 	"parley/clientapi/sync"
 	"parley/federation"
 	"parley/internal/config"
-	"parley/internal/mxid"
 	"parley/internal/portmux"
 	"parley/storage"
-	"parley/storage/intern"
 	"parley/storage/leveldb"
 	"parley/storage/postgres"
 )
@@ -67,7 +65,7 @@ func (n *Node) openAPIs(Options) error {
 	if err != nil {
 		return err
 	}
-	n.users.OnDeactivated(n.forgetFiles)
+	n.openErasures()
 	n.sync = sync.New(sync.Config{Users: n.users, Rooms: n.rooms, Keys: n.e2e, Head: n.commit, Hub: n.hub, Clock: n.clk, Log: n.log})
 	if n.api, err = clientapi.New(n.clientConfig()); err != nil {
 		return err
@@ -90,14 +88,6 @@ func (n *Node) openAPIs(Options) error {
 	}
 	n.handler = n.measured(e)
 	return nil
-}
-
-// forgetFiles deletes the files of an account that is erased.
-func (n *Node) forgetFiles(ctx context.Context, _ mxid.UserID, uid intern.UID, erase bool) error {
-	if !erase {
-		return nil
-	}
-	return n.media.DeleteUser(ctx, uint32(uid))
 }
 
 func (n *Node) clientConfig() clientapi.Config {

@@ -30,6 +30,7 @@ import (
 	"parley/keys/vault"
 	"parley/mediaapi"
 	"parley/privacy/datamap"
+	"parley/privacy/erase"
 	"parley/privacy/timers"
 	"parley/room"
 	"parley/storage"
@@ -64,26 +65,27 @@ type Node struct {
 	log     *slog.Logger
 	metrics *obs.Metrics
 
-	vault  *vault.Vault
-	kv     storage.KV
-	commit *storage.Committer
-	intern *intern.Table
-	hub    *notify.Hub
-	timers *timers.Sweeper
-	signer *keys.Signer
-	ring   *keys.Ring
-	client *fedclient.Client
-	sender *sender.Sender
-	users  *user.Service
-	pusher *push.Evaluator
-	rooms  *room.Service
-	e2e    *e2e.Service
-	media  *mediaapi.Service
-	blobs  *blob.Store
-	sync   *sync.Handler
-	api    *clientapi.API
-	fed    *federation.API
-	calls  *calls // nil without calls
+	vault    *vault.Vault
+	kv       storage.KV
+	commit   *storage.Committer
+	intern   *intern.Table
+	hub      *notify.Hub
+	timers   *timers.Sweeper
+	signer   *keys.Signer
+	ring     *keys.Ring
+	client   *fedclient.Client
+	sender   *sender.Sender
+	users    *user.Service
+	pusher   *push.Evaluator
+	rooms    *room.Service
+	e2e      *e2e.Service
+	media    *mediaapi.Service
+	erasures *erase.Service
+	blobs    *blob.Store
+	sync     *sync.Handler
+	api      *clientapi.API
+	fed      *federation.API
+	calls    *calls // nil without calls
 
 	closers   []func() error // in the order of opening
 	handler   http.Handler
@@ -210,6 +212,8 @@ func (n *Node) openServices(Options) error {
 	n.timers.Register(timers.Events, n.rooms.ExpireEvents)
 	n.timers.Register(timers.Receipts, n.rooms.ExpireReceipts)
 	n.timers.Register(timers.Txns, n.rooms.ExpireTxns)
+	n.timers.Register(timers.Reports, n.users.ExpireReports)
+	n.timers.Register(timers.Accounts, n.users.ExpireAccounts)
 	n.onClose(func() error { n.sender.Close(); return nil })
 	if n.e2e, err = e2e.New(e2e.Config{ServerName: n.cfg.ServerName, KV: n.kv, Commit: n.commit, Intern: n.intern, Vault: n.vault,
 		Clock: n.clk, Hub: n.hub, Remote: n.client, Neighbours: n.rooms, Outbox: n.sender, Devices: n.users, Log: n.log,
@@ -217,6 +221,7 @@ func (n *Node) openServices(Options) error {
 		return err
 	}
 	n.onClose(func() error { n.e2e.Close(); return nil })
+	n.timers.Register(timers.ToDevice, n.e2e.ExpireToDevice)
 	n.users.OnDevicesRemoved(n.e2e.RemoveDevices)
 	n.users.OnDeviceRenamed(n.e2e.DeviceRenamed)
 	n.users.OnDeactivated(n.e2e.ForgetUser)
@@ -246,6 +251,7 @@ func (n *Node) Start() error {
 	if err := n.e2e.Start(); err != nil {
 		return err
 	}
+	n.erasures.Start()
 	n.startTimers()
 	return n.listen()
 }
