@@ -85,7 +85,16 @@ func (s *Service) shrink(ctx context.Context, src *content, v variant, declared 
 	if !ok {
 		return nil, errNotAnImage
 	}
-	reader := func() io.Reader { return &cancelReader{ctx, io.NewSectionReader(src, 0, src.Size())} }
+	if v.Moving {
+		if p, err := s.shrinkMoving(ctx, f, src, v, declared); !errors.Is(err, errNoMotion) {
+			return p, err
+		}
+	}
+	file := func() io.Reader { return io.NewSectionReader(src, 0, src.Size()) }
+	if first := firstFrame(f, src, src.Size()); first != nil {
+		file = first
+	}
+	reader := func() io.Reader { return &cancelReader{ctx, file()} }
 	cfg, err := guard(f.config, reader())
 	if err != nil {
 		return nil, err

@@ -71,7 +71,7 @@ func size(t *testing.T, b []byte) (w, h int) {
 }
 
 // webpFile is one pixel, lossy.
-func webpFile(t *testing.T) []byte {
+func webpFile(t testing.TB) []byte {
 	t.Helper()
 	b, err := base64.StdEncoding.DecodeString("UklGRiIAAABXRUJQVlA4IBYAAAAwAQCdASoBAAEADsD+JaQAA3AAAAAA")
 	must(t, err)
@@ -408,16 +408,16 @@ func FuzzExif(f *testing.F) {
 
 // FuzzThumbnail must not crash, nor take more than the memory it reserves.
 func FuzzThumbnail(f *testing.F) {
-	for _, b := range [][]byte{jpegFile(gradient(9, 7)), pngFile(gradient(9, 7)), gifFile(2, 9, 7), pngBomb(300, 300, 8, 6), gifBomb(100, 100)} {
-		f.Add(b, uint16(5), uint16(5), true)
+	for _, b := range [][]byte{jpegFile(gradient(9, 7)), pngFile(gradient(9, 7)), gifFile(2, 9, 7), pngBomb(300, 300, 8, 6), gifBomb(100, 100), movingGIF(), movingPNG(), movingWebP(f)} {
+		f.Add(b, uint16(5), uint16(5), true, true)
 	}
 	d := simdisk.New(1)
-	f.Fuzz(func(t *testing.T, b []byte, w, h uint16, crop bool) {
+	f.Fuzz(func(t *testing.T, b []byte, w, h uint16, crop, moving bool) {
 		s := newShrinker()
 		c, err := memoryContent(d, b)
 		must(t, err)
 		defer c.Close()
-		p, err := s.shrink(ctx, c, variant{int(w)%1920 + 1, int(h)%1920 + 1, crop}, "image/png")
+		p, err := s.shrink(ctx, c, variant{W: int(w)%1920 + 1, H: int(h)%1920 + 1, Crop: crop, Moving: moving}, "image/png")
 		if err == nil && (len(p.data) == 0 || p.typ == "") {
 			t.Error("empty thumbnail")
 		}

@@ -127,7 +127,7 @@ func (f *server) restart(change ...func(*Config)) {
 	f.start()
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -35,21 +36,27 @@ type variant struct {
 	W    int  `json:"w"`
 	H    int  `json:"h"`
 	Crop bool `json:"crop,omitempty"`
+	// Moving: may move, if the picture does.
+	Moving bool `json:"moving,omitempty"`
 }
 
 // name tells the variants of a file apart in ETags and flights.
 func (v variant) name() string {
+	name := fmt.Sprintf("-%dx%d", v.W, v.H)
 	if v.Crop {
-		return fmt.Sprintf("-%dx%dc", v.W, v.H)
+		name += "c"
 	}
-	return fmt.Sprintf("-%dx%d", v.W, v.H)
+	if v.Moving {
+		name += "m"
+	}
+	return name
 }
 
 func cannotThumbnail() error {
 	return httpx.Err(http.StatusBadRequest, "M_UNKNOWN", "Cannot generate thumbnails for the requested content")
 }
 
-// variantParam reads width, height and method.
+// variantParam reads width, height, method and animated.
 func variantParam(c echo.Context) (v variant, err error) {
 	if v.W, err = stepParam(c, "width"); err != nil {
 		return v, err
@@ -63,6 +70,13 @@ func variantParam(c echo.Context) (v variant, err error) {
 		v.Crop = true
 	default:
 		return v, httpx.InvalidParam("method must be crop or scale")
+	}
+	switch c.QueryParam("animated") {
+	case "", "false":
+	case "true":
+		v.Moving = true
+	default:
+		return v, httpx.InvalidParam("animated must be true or false")
 	}
 	return v, nil
 }
@@ -161,6 +175,10 @@ func (s *Service) makeThumb(ctx context.Context, k key, v variant) error {
 	}
 	if len(rec.Thumbs) >= maxThumbs {
 		return s.forgetThumbs(ctx, k)
+	}
+	if !strings.HasPrefix(rec.Type, "image/") {
+		// Encrypted files, above all: nobody looks into them.
+		return errNotAnImage
 	}
 	body, err := s.open(k, rec.Blob, rec.Size)
 	if err != nil {
