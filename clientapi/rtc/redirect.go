@@ -32,7 +32,7 @@ type Cascade interface {
 
 const (
 	// linkTime is how long a client may be kept waiting for a link.
-	linkTime = 3 * time.Second
+	linkTime = 4 * time.Second
 	// redirectPath is where other servers ask for tokens of our users.
 	redirectPath = "/_matrix/federation/unstable/org.parley.cascade/v1/token"
 )

@@ -9,7 +9,7 @@ const (
 	askTimeout     = 10 * time.Second
 	connectTimeout = 15 * time.Second
 	// udpTime is how long UDP is tried alone.
-	udpTime = 4 * time.Second
+	udpTime = 2 * time.Second
 	// idleTimeout is how long a link without an open call is kept.
 	idleTimeout = 30 * time.Second
 	// backoffMost bounds the time between attempts.
