@@ -46,7 +46,9 @@ func (s *Service) AddReport(ctx context.Context, r Report) error {
 		if len(rows) >= maxReports {
 			tx.Delete(rows[0].Key)
 		}
-		return s.putSealed(tx, uid, storage.K("ar").U64(tx.NextPos()), r)
+		pos := tx.NextPos()
+		reportTimer(r.Day, pos).Set(tx)
+		return s.putSealed(tx, uid, storage.K("ar").U64(pos), r)
 	})
 	if err != nil {
 		return fmt.Errorf("add report: %w", err)

@@ -59,11 +59,7 @@ func (n *Node) Blobs() *blob.Store { return n.blobs }
 type mediaPlans struct{ n *Node }
 
 func (p mediaPlans) MediaPlan(ctx context.Context, uid uint32) (name string, quota int64, err error) {
-	if users, ok := any(p.n.users).(interface {
-		Plan(ctx context.Context, uid intern.UID) (string, error)
-	}); ok {
-		name, err = users.Plan(ctx, intern.UID(uid))
-	}
+	name, err = p.n.users.Plan(ctx, intern.UID(uid))
 	for _, plan := range p.n.cfg.RetentionPlans {
 		if plan.Name == name {
 			quota = plan.Quota

@@ -124,7 +124,7 @@ func (f *fixture) user(localpart string, devices ...mxid.DeviceID) mxid.UserID {
 		f.devices[u][d] = "name of " + string(d)
 	}
 	f.mu.Unlock()
-	must(f.n.t, f.commit.Do(ctx, func(tx *storage.Tx) error { tx.Put([]byte("zz"), nil); return nil }))
+	must(f.n.t, f.commit.Do(ctx, func(tx *storage.Tx) error { tx.Put([]byte("xx"), nil); return nil }))
 	return u
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,10 +61,11 @@ type delivery struct {
 type queueState struct {
 	count uint32
 	from  uint64
+	day   uint32 // of the oldest message, which the queue's timer has; 0: it has none
 }
 
 func (q queueState) encode() []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(nil, q.count), q.from)
+	return storage.Key(nil).U32(q.count).U64(q.from).U32(q.day)
 }
 
 func readQueue(get get, o owned) (q queueState, found bool, err error) {
@@ -76,10 +76,10 @@ func readQueue(get get, o owned) (q queueState, found bool, err error) {
 	if err != nil {
 		return q, false, err
 	}
-	if len(value) != 12 {
+	if len(value) != 16 {
 		return q, false, fmt.Errorf("%w: row of family td", storage.ErrCorrupt)
 	}
-	return queueState{storage.ReadU32(value, 0), storage.ReadU64(value, 4)}, true, nil
+	return queueState{storage.ReadU32(value, 0), storage.ReadU64(value, 4), storage.ReadU32(value, 12)}, true, nil
 }
 
 // maxQueues bounds the queue states in memory, of some 100 bytes each.
@@ -257,11 +257,15 @@ func (s *Service) deliverOne(tx *storage.Tx, d delivery) error {
 		}
 	}
 	key := d.key("td").U64(pos)
-	sealed, err := s.cfg.Vault.Seal(d.ref(), key, d.event)
+	today := dayOf(s.cfg.Clock.Now())
+	sealed, err := s.sealMessage(d.owned, key, today, d.event)
 	if err != nil {
 		return err
 	}
 	q.count++
+	if q.day == 0 {
+		q.setDay(tx, d.owned, today)
+	}
 	tx.Put(key, sealed)
 	tx.Put(d.key("td"), q.encode())
 	s.queueChanged(tx, d.owned)
@@ -386,7 +390,7 @@ func (s *Service) ToDevice(ctx context.Context, uid intern.UID, d mxid.DeviceID,
 			return nil, 0, fmt.Errorf("to-device messages: %w", err)
 		}
 		next = storage.ReadU64(row.Key, len(row.Key)-8)
-		event, err := s.cfg.Vault.Unseal(row.Key, row.Value)
+		_, event, err := s.openMessage(row)
 		if errors.Is(err, vault.ErrDestroyed) {
 			continue
 		}
@@ -436,7 +440,9 @@ func (s *Service) ack(tx *storage.Tx, o owned, upTo uint64) (more bool, err erro
 	for _, row := range rows {
 		tx.Delete(row.Key)
 	}
-	q.count -= min(q.count, uint32(len(rows)))
+	if q.count -= min(q.count, uint32(len(rows))); q.count == 0 {
+		q.setDay(tx, o, 0)
+	}
 	tx.Put(o.key("td"), q.encode())
 	s.queueChanged(tx, o)
 	return len(rows) == deleteSlice, nil

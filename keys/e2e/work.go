@@ -195,6 +195,11 @@ func (s *Service) RemoveDevices(tx *storage.Tx, user mxid.UserID, uid intern.UID
 		}
 		tx.Delete(key)
 		tx.Delete(o.key("oc"))
+		q, _, err := readQueue(tx.Get, o)
+		if err != nil {
+			return fmt.Errorf("remove device keys: %w", err)
+		}
+		q.setDay(tx, o, 0)
 		tx.Delete(o.key("td"))
 		s.queueChanged(tx, o)
 		tx.DeleteRange(o.key("of").Prefix())

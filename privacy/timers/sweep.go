@@ -146,7 +146,7 @@ func (s *Sweeper) policies(ctx context.Context) func(func(Policy, error) bool) {
 				return
 			}
 			if len(key) < refStart {
-				yield(0, fmt.Errorf("timers: key: %w", storage.ErrCorrupt))
+				yield(0, fmt.Errorf("timers: key %x: %w", key, storage.ErrCorrupt))
 				return
 			}
 			p := policyOf(key)
@@ -227,7 +227,7 @@ func (s *Sweeper) read(ctx context.Context, r storage.Range) ([]Timer, error) {
 		}
 		t, ok := decode(row)
 		if !ok {
-			return nil, fmt.Errorf("timers: key: %w", storage.ErrCorrupt)
+			return nil, fmt.Errorf("timers: key %x: %w", row.Key, storage.ErrCorrupt)
 		}
 		if len(due) > 0 && due[0].Class != t.Class {
 			break
