@@ -263,3 +263,21 @@ func decodeBody(skeleton, content []byte) (b body, err error) {
 	}
 	return b, c.err("ej")
 }
+
+// OpenRow opens what the keys that exist open of an ej row, for those who look
+// for what must not be there: the skeleton and the content, as they are stored.
+func OpenRow(v *vault.Vault, key, value []byte) [][]byte {
+	var out [][]byte
+	skeleton, content, err := splitRow(value)
+	if err != nil {
+		return nil
+	}
+	if plain, err := v.Unseal(key, skeleton); err == nil {
+		out = append(out, plain)
+	}
+	s := &Service{cfg: Config{Vault: v}}
+	if plain, err := s.openContent(key, content); err == nil {
+		out = append(out, plain)
+	}
+	return out
+}

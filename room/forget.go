@@ -40,7 +40,7 @@ func (s *Service) ForgetAuthor(ctx context.Context, user mxid.UserID, uid intern
 			})
 			return nil
 		})
-		if err != nil {
+		if err != nil && !errors.Is(err, storage.ErrNotFound) { // a room that is being purged
 			return fmt.Errorf("room: forget what somebody wrote: %w", err)
 		}
 	}

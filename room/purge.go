@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"parley/internal/httpx"
+	"parley/internal/mxid"
+	"parley/keys/vault"
 	"parley/storage"
 	"parley/storage/intern"
 )
@@ -165,6 +167,54 @@ func (s *Service) Purge(ctx context.Context, rid intern.RID) error {
 }
 
 var errInUse = httpx.Err(409, "M_UNKNOWN", "Somebody of this server is in the room or invited to it")
+
+// Abandon destroys the keys of those of a user's rooms in which they are alone:
+// nobody could ever read them again. PurgeEmpty deletes the rows.
+func (s *Service) Abandon(ctx context.Context, user mxid.UserID) error {
+	list, err := s.UserRooms(ctx, user)
+	if err != nil {
+		return err
+	}
+	var refs []vault.Ref
+	for _, ur := range list {
+		alone, err := ask(ctx, s, ur.RID, func(w *work) (bool, error) { return w.abandon(ur.RID), nil })
+		if errors.Is(err, storage.ErrNotFound) {
+			continue // it is being purged
+		}
+		if err != nil {
+			return fmt.Errorf("room: abandon: %w", err)
+		}
+		if alone {
+			refs = append(refs, s.cfg.Vault.RoomKeys(uint32(ur.RID))...)
+		}
+	}
+	if err := s.cfg.Vault.Destroy(refs...); err != nil {
+		return fmt.Errorf("room: abandon: destroy keys: %w", err)
+	}
+	return nil
+}
+
+// abandon notes that a room is being purged, if it has one member or none, of
+// this server.
+func (w *work) abandon(rid intern.RID) bool {
+	for _, c := range w.servers {
+		if c.sid != w.svc.self {
+			return false
+		}
+	}
+	if len(w.local) > 1 || w.sum.root.IsEmpty() {
+		return false
+	}
+	w.op(func(tx *storage.Tx) error {
+		tx.Put(keyGrace(rid), encodeNum(purging))
+		return nil
+	})
+	w.after = append(w.after, func() {
+		w.svc.cache.dropIf(func(ev *Event) bool { return ev.RID == rid })
+		w.h.dropMemory()
+	})
+	return true
+}
 
 // inUse fails while a local user is in the room, or may come: an invite to a
 // room in which nobody is left, here or elsewhere, leads nowhere.

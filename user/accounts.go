@@ -1,10 +1,12 @@
 package user
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"parley/internal/httpx"
@@ -287,16 +289,9 @@ func (s *Service) deactivate(ctx context.Context, u mxid.UserID, erase bool) err
 	if err != nil {
 		return err
 	}
-	if err := s.LogoutAll(ctx, u); err != nil {
-		return fmt.Errorf("deactivate: %w", err)
-	}
 	err = s.do(ctx, func(tx *storage.Tx) error {
 		row, err := s.account(tx.Get, uid)
 		if err != nil {
-			return err
-		}
-		// Devices of a login that ran in between.
-		if err := s.removeAll(tx, u, uid, ""); err != nil {
 			return err
 		}
 		return s.mark(tx, uid, row.Day, erase)
@@ -337,6 +332,14 @@ func (s *Service) owedErasures(ctx context.Context) (map[intern.UID]bool, error)
 // finishErasure destroys the data keys first: from then on the rows are noise,
 // and dropping them is only tidying up.
 func (s *Service) finishErasure(ctx context.Context, uid intern.UID, erase bool) error {
+	u, err := s.cfg.Intern.UserID(ctx, uid)
+	if err != nil {
+		return err
+	}
+	// Devices go while they can still be read: others are told of it.
+	if err := s.LogoutAll(ctx, u); err != nil {
+		return err
+	}
 	refs := []vault.Ref{vault.User(uint32(uid))}
 	if erase {
 		refs = append(refs, vault.Author(uint32(uid)))
@@ -351,16 +354,12 @@ func (s *Service) finishErasure(ctx context.Context, uid intern.UID, erase bool)
 	if err := s.cfg.Vault.Destroy(refs...); err != nil {
 		return fmt.Errorf("destroy data keys: %w", err)
 	}
-	u, err := s.cfg.Intern.UserID(ctx, uid)
-	if err != nil {
-		return err
-	}
 	for _, f := range s.onDeactivated {
 		if err := f(ctx, u, uid, erase); err != nil {
 			return fmt.Errorf("erase: %w", err)
 		}
 	}
-	for _, family := range []string{"pf", "ad", "ga", "fi", "pr"} {
+	for _, family := range []string{"dv", "pf", "ad", "ga", "fi", "pr"} {
 		if err := s.deleteAll(ctx, storage.K(family).U32(uint32(uid)).Prefix()); err != nil {
 			return fmt.Errorf("drop erased rows: %w", err)
 		}
@@ -392,11 +391,39 @@ func (s *Service) EraseAgain(ctx context.Context) error {
 		if err := s.do(ctx, func(tx *storage.Tx) error { return s.mark(tx, uid, 0, erase) }); err != nil {
 			return fmt.Errorf("end an account again: %w", err)
 		}
-		if err := s.deleteAll(ctx, storage.K("dv").U32(uint32(uid)).Prefix()); err != nil {
-			return fmt.Errorf("drop devices: %w", err)
-		}
 		if err := s.finishErasure(ctx, uid, erase); err != nil {
 			return err
+		}
+	}
+	if len(back) == 0 {
+		return nil
+	}
+	return s.dropDeadTokens(ctx)
+}
+
+// dropDeadTokens deletes the rows of tokens whose user's key is gone, and with
+// it the rows of the devices that name them.
+func (s *Service) dropDeadTokens(ctx context.Context) error {
+	var dead [][]byte
+	for _, family := range []string{"at", "rf"} {
+		for row, err := range s.cfg.KV.Scan(ctx, storage.K(family).Prefix(), false, 0) {
+			if err != nil {
+				return fmt.Errorf("read tokens: %w", err)
+			}
+			if _, err := s.cfg.Vault.Unseal(row.Key, row.Value); errors.Is(err, vault.ErrDestroyed) {
+				dead = append(dead, bytes.Clone(row.Key))
+			}
+		}
+	}
+	for part := range slices.Chunk(dead, deleteSlice) {
+		err := s.do(ctx, func(tx *storage.Tx) error {
+			for _, key := range part {
+				tx.Delete(key)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("drop tokens: %w", err)
 		}
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"parley/internal/clock"
@@ -42,6 +43,8 @@ const (
 type Media interface {
 	UserKeys(ctx context.Context, uid intern.UID) ([]vault.Ref, error)
 	DeleteUser(ctx context.Context, uid uint32) error
+	// Sweep removes what files whose key is gone have left.
+	Sweep(ctx context.Context) error
 }
 
 // Config is what a Service stands on.
@@ -64,6 +67,7 @@ type Service struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	kick   chan struct{}
+	resume atomic.Bool // erasures that failed before begin are to be gone on with
 }
 
 // job is an er row.
@@ -113,6 +117,9 @@ func (s *Service) begin(ctx context.Context, u mxid.UserID, uid intern.UID, eras
 		return err
 	}
 	if err := s.cfg.Rooms.ForgetAuthor(ctx, u, uid); err != nil {
+		return err
+	}
+	if err := s.cfg.Rooms.Abandon(ctx, u); err != nil {
 		return err
 	}
 	s.wake()
@@ -166,25 +173,31 @@ func (s *Service) Pending(ctx context.Context) (int, error) {
 func (s *Service) run() {
 	stop := func() bool { return true }
 	defer func() { stop() }()
-	for {
+	for s.ctx.Err() == nil {
+		stop()
+		stop = s.cfg.Clock.AfterFunc(retry, func() { s.resume.Store(true); s.wake() })
 		select {
 		case <-s.ctx.Done():
-			return
 		case <-s.kick:
-		}
-		jobs, err := s.jobs(s.ctx)
-		failed := err != nil
-		for uid, j := range jobs {
-			if err = s.work(s.ctx, uid, j); err != nil {
-				failed = true
+			if err := s.round(s.ctx); err != nil && s.ctx.Err() == nil {
 				s.cfg.Log.Warn("an erasure is to be gone on with", "error", err)
 			}
 		}
-		if failed && s.ctx.Err() == nil {
-			stop()
-			stop = s.cfg.Clock.AfterFunc(retry, s.wake)
-		}
 	}
+}
+
+// round does what can be done now.
+func (s *Service) round(ctx context.Context) error {
+	var errs []error
+	if s.resume.Swap(false) {
+		errs = append(errs, s.cfg.Users.Start())
+	}
+	jobs, err := s.jobs(ctx)
+	errs = append(errs, err)
+	for uid, j := range jobs {
+		errs = append(errs, s.work(ctx, uid, j))
+	}
+	return errors.Join(errs...)
 }
 
 // work does all that is left for one account. Everything in it may be done
@@ -194,8 +207,14 @@ func (s *Service) work(ctx context.Context, uid intern.UID, j job) error {
 	if err != nil {
 		return err
 	}
+	if err := s.cfg.Rooms.PurgeEmpty(ctx); err != nil {
+		return err
+	}
 	if err := s.cfg.Media.DeleteUser(ctx, uint32(uid)); err != nil {
 		return fmt.Errorf("delete files: %w", err)
+	}
+	if err := s.cfg.Media.Sweep(ctx); err != nil {
+		return fmt.Errorf("sweep files: %w", err)
 	}
 	if err := s.cfg.Rooms.ForgetReader(ctx, uid); err != nil {
 		return err
