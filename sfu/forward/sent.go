@@ -13,9 +13,10 @@ type sent struct {
 
 	// What the header held besides. A packet that goes out again under its own
 	// number must be the same to the last byte: SRTP would use one nonce twice.
-	out       bool   // it went out
-	mid       bool   // with the MID
-	transport uint16 // and this transport-wide number
+	out       bool // it went out
+	mid       bool // with the MID
+	numbered  bool // and with this transport-wide number
+	transport uint16
 }
 
 // Packets that a NACK can name.

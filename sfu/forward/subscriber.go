@@ -26,6 +26,10 @@ type Subscriber struct {
 
 	downs  []*DownTrack // in the order in which they are served
 	bySSRC map[uint32]*DownTrack
+	// videos are among them. Without any there is nothing to choose by the
+	// bandwidth: packets then carry no transport-wide number, as the receiver's
+	// feedback on them would cost more than the sound itself.
+	videos int
 	dirty  bool // allocate at the next tick
 	// overloaded: far more goes out than the bandwidth allows.
 	overloaded bool
@@ -75,11 +79,11 @@ func (s *Subscriber) SetExtensions(m ExtensionMap) {
 }
 
 // of returns the extensions of a down track.
-func (s *Subscriber) of(d *DownTrack) *ExtensionMap {
+func (s *Subscriber) of(d *DownTrack) ExtensionMap {
 	if d.ownExtensions {
-		return &d.extensions
+		return d.extensions
 	}
-	return &s.extensions
+	return s.extensions
 }
 
 // Add starts forwarding t.
@@ -93,6 +97,9 @@ func (s *Subscriber) Add(t *Track, cfg DownConfig, now int64) *DownTrack {
 	}
 	t.downs = append(t.downs, d)
 	s.downs = append(s.downs, d)
+	if t.kind == Video {
+		s.videos++
+	}
 	s.bySSRC[d.ssrc] = d
 	if d.rtx != 0 {
 		s.bySSRC[d.rtx] = d
@@ -106,6 +113,9 @@ func (s *Subscriber) drop(d *DownTrack) {
 	for i := range s.downs {
 		if s.downs[i] == d {
 			s.downs = append(s.downs[:i], s.downs[i+1:]...)
+			if d.track.kind == Video {
+				s.videos--
+			}
 			break
 		}
 	}
@@ -147,11 +157,13 @@ func (s *Subscriber) transmit(d *DownTrack, e *sent, p *slot, repair bool, now i
 	if p.codec == VP8 { // others patched it before
 		p.frame.patch(payload, e.numbers)
 	}
-	m := s.of(d)
-	again := false
+	m, again := s.of(d), false
+	if !repair && s.videos == 0 || repair && e.out && !e.numbered {
+		m.TransportCC = 0
+	}
 	switch {
 	case !repair:
-		e.out, e.mid, e.transport = true, d.sendsMID(m), uint16(s.transport)
+		e.out, e.mid, e.numbered, e.transport = true, d.sendsMID(m), m.TransportCC != 0, uint16(s.transport)
 	case d.rtx != 0 && f.RTX != 0:
 		pt, ssrc, seq = f.RTX, d.rtx, d.rtxSeq
 		d.rtxSeq++
@@ -191,12 +203,12 @@ func (s *Subscriber) count(p *slot, repair bool) {
 
 // sendsMID reports whether packets still carry the MID: until the receiver has
 // reported, it may not know what the SSRC belongs to.
-func (d *DownTrack) sendsMID(m *ExtensionMap) bool {
+func (d *DownTrack) sendsMID(m ExtensionMap) bool {
 	return m.MID != 0 && !d.heard && len(d.mid) > 0 && len(d.mid) <= 16
 }
 
 // extend writes the header extensions of a packet. p is nil for padding.
-func (s *Subscriber) extend(m *ExtensionMap, d *DownTrack, p *slot, r *ring, transport uint16, mid bool, now int64) {
+func (s *Subscriber) extend(m ExtensionMap, d *DownTrack, p *slot, r *ring, transport uint16, mid bool, now int64) {
 	w := &s.header
 	var dd []byte
 	if p != nil && m.DependencyDescriptor != 0 && p.dd > 0 {
@@ -227,7 +239,7 @@ func (s *Subscriber) extend(m *ExtensionMap, d *DownTrack, p *slot, r *ring, tra
 }
 
 // wide reports whether an ID needs the two-byte form.
-func (m *ExtensionMap) wide() bool {
+func (m ExtensionMap) wide() bool {
 	return max(m.MID, m.TransportCC, m.AbsSendTime, m.AudioLevel, m.DependencyDescriptor) > 14
 }
 

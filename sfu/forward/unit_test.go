@@ -201,6 +201,54 @@ func TestSentAgainIsTheSame(t *testing.T) {
 	}
 }
 
+// TestTransportNumbers: sound carries them only beside a video, and what goes
+// out again is the same as it was then.
+func TestTransportNumbers(t *testing.T) {
+	sink := &captureSink{}
+	p := NewPublisher(PublisherConfig{Sink: &captureSink{}, Extensions: testExtensions})
+	tr := NewTrack(TrackConfig{Kind: Audio})
+	p.Add(tr, Binding{Formats: opusFormats, Streams: []StreamBinding{{SSRC: 77}}})
+	s := NewSubscriber(SubscriberConfig{Sink: sink, Extensions: testExtensions})
+	s.Add(tr, DownConfig{SSRC: 5, Formats: opusFormats, MID: "m"}, second)
+	now, seq := int64(second), uint16(0)
+	numbered := func() bool {
+		now += 20 * millisecond
+		p.HandleRTP(packetOf(111, seq, uint32(seq)*960, 77, []byte{1, 2, byte(seq)}), now)
+		seq++
+		var h rtpHeader
+		if !h.parse(sink.rtp[len(sink.rtp)-1]) {
+			t.Fatal("no packet")
+		}
+		var x extensions
+		x.read(&h, &testExtensions)
+		return x.hasTransport
+	}
+	if numbered() {
+		t.Error("sound alone is numbered")
+	}
+	video := s.Add(NewTrack(TrackConfig{Kind: Video}), DownConfig{SSRC: 6, MID: "v"}, now)
+	if !numbered() {
+		t.Error("sound beside a video isn't numbered")
+	}
+	video.Close()
+	if numbered() {
+		t.Error("sound is numbered after the video has ended")
+	}
+	for i := range 3 {
+		var h rtpHeader
+		h.parse(sink.rtp[i])
+		var w rtcpWriter
+		w.nack(1, 5, []nackPair{{first: h.seq}})
+		s.HandleRTCP(w.buf[:w.n], now)
+		if !bytes.Equal(sink.rtp[len(sink.rtp)-1], sink.rtp[i]) {
+			t.Errorf("packet %d went out under the same number with other bytes", i)
+		}
+	}
+	if len(sink.rtp) != 6 {
+		t.Errorf("%d packets went out", len(sink.rtp))
+	}
+}
+
 func TestNackFlood(t *testing.T) {
 	f := newFanout(Video, 1)
 	f.seq = 599

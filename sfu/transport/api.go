@@ -127,5 +127,5 @@ const (
 )
 
 // Tick is the period of the functions given to Shard.Every while packets come;
-// without any, they may have to wait up to four times as long.
+// without any, they may have to wait a little longer.
 const Tick = 5 * time.Millisecond

@@ -13,7 +13,9 @@ func TestWakesAndPackets(t *testing.T) {
 	srv := openServer(t, func(c *Config) { c.Shards = 1 })
 	s := srv.shards[0]
 	sock := sockets(t, 1)[0]
-	stray := func() { _, _ = sock.WriteToUDPAddrPort(append([]byte{128}, make([]byte, 30)...), srv.candidates[0].Addr) }
+	stray := func() {
+		_, _ = sock.WriteToUDPAddrPort(append([]byte{128}, make([]byte, 30)...), srv.candidates[0].Addr)
+	}
 	for range 2000 {
 		var hands sync.WaitGroup
 		for range 4 {

@@ -38,7 +38,6 @@ type socket struct {
 	bound   netip.AddrPort
 	waker   *os.File // an eventfd: written to by wake, readable to ppoll
 	wakerFD int
-	until   time.Time
 	v6      bool // of family AF_INET6; IPv4 addresses are mapped
 	pktinfo bool // several local addresses: remember which one was used
 
@@ -153,14 +152,12 @@ func (s *socket) close() {
 // also after close.
 func (s *socket) wake() { _, _ = s.waker.Write([]byte{7: 1}) }
 
-// arm sets the time at which a blocked read returns, zero for never.
-func (s *socket) arm(t time.Time) { s.until = t }
-
-// read fills the receive batch and returns its length. When block is set it
-// waits for packets, wake or the time of arm; 0 then means one of these.
-func (s *socket) read(block bool) (int, error) {
-	if block {
-		if ready, err := s.wait(); !ready {
+// read fills the receive batch and returns its length. It waits at most so long
+// for packets or wake, for ever when that is negative; 0 packets then means one
+// of these.
+func (s *socket) read(wait time.Duration) (int, error) {
+	if wait != 0 {
+		if ready, err := s.wait(wait); !ready {
 			return 0, err
 		}
 	}
@@ -180,11 +177,11 @@ func (s *socket) read(block bool) (int, error) {
 }
 
 // wait reports whether there may be packets.
-func (s *socket) wait() (bool, error) {
+func (s *socket) wait(d time.Duration) (bool, error) {
 	fds := [2]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}, {Fd: int32(s.wakerFD), Events: unix.POLLIN}}
 	var timeout *unix.Timespec
-	if !s.until.IsZero() {
-		t := unix.NsecToTimespec(max(0, int64(time.Until(s.until))))
+	if d > 0 {
+		t := unix.NsecToTimespec(int64(d))
 		timeout = &t
 	}
 	_, err := unix.Ppoll(fds[:], timeout, nil)
@@ -226,13 +223,6 @@ func (s *socket) steer(evenly bool) bool {
 	}
 	first := [1]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 	return unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: 1, Filter: &first[0]}) == nil
-}
-
-// busy is the CPU time of the calling thread.
-func busy() time.Duration {
-	var t unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) // doesn't fail
-	return time.Duration(t.Nano())
 }
 
 // received is packet i of the last batch; nil when it was cut off.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -23,6 +24,9 @@ type socket struct {
 	buf1 [recvSlot]byte
 	from netip.AddrPort
 	n    int
+
+	mu    sync.Mutex
+	woken bool
 }
 
 func openSocket(addr netip.AddrPort, _ bool) (*socket, error) {
@@ -36,11 +40,29 @@ func openSocket(addr netip.AddrPort, _ bool) (*socket, error) {
 func (s *socket) addr() netip.AddrPort { return s.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
 func (s *socket) close()               { s.conn.Close() }
 
-// wake makes a blocked read return. It doesn't count when arm comes after it.
-func (s *socket) wake() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) }
+// wake makes a blocked read return, or the next one. Safe for concurrent use.
+func (s *socket) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.woken = true
+	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
+}
 
-// arm sets the time at which a blocked read returns, zero for never.
-func (s *socket) arm(t time.Time) { _ = s.conn.SetReadDeadline(t) }
+// prepare sets the time at which read gives up, unless wake has been called.
+func (s *socket) prepare(wait time.Duration) (woken bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.woken {
+		s.woken = false
+		return true
+	}
+	var until time.Time
+	if wait > 0 {
+		until = time.Now().Add(wait)
+	}
+	_ = s.conn.SetReadDeadline(until)
+	return false
+}
 
 func (s *socket) sendTo(b []byte, to netip.AddrPort) error {
 	_, err := s.conn.WriteToUDPAddrPort(b, to)
@@ -49,11 +71,10 @@ func (s *socket) sendTo(b []byte, to netip.AddrPort) error {
 
 func (s *socket) steer(bool) bool { return false }
 
-func busy() time.Duration { return 0 }
-
-// read takes one packet. When block is not set it takes none.
-func (s *socket) read(block bool) (int, error) {
-	if !block {
+// read takes one packet, and waits at most so long for it, for ever when that is
+// negative; with 0 it takes none.
+func (s *socket) read(wait time.Duration) (int, error) {
+	if wait == 0 || s.prepare(wait) {
 		return 0, nil
 	}
 	n, from, err := s.conn.ReadFromUDPAddrPort(s.buf1[:])
