@@ -5,6 +5,8 @@ package admin
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"parley/internal/httpx"
@@ -17,6 +19,10 @@ type NewUser struct {
 	Localpart string `json:"localpart"`
 	Password  string `json:"password"`
 	Admin     bool   `json:"admin,omitempty"`
+	Plan      string `json:"plan,omitempty"`
+	// For makes the account temporary: it is erased after this time, at the end
+	// of a day. 0: it lasts.
+	For time.Duration `json:"for,omitempty"`
 }
 
 // Control is what an operator may do. Names may be localparts or whole user
@@ -24,6 +30,8 @@ type NewUser struct {
 type Control interface {
 	AddUser(ctx context.Context, u NewUser) (mxid.UserID, error)
 	Deactivate(ctx context.Context, name string) error
+	// SetPlan gives an account another plan, "" for none.
+	SetPlan(ctx context.Context, name, plan string) error
 	// NewRegistrationToken makes a token for uses accounts (0: any number)
 	// that works for valid (0: for ever).
 	NewRegistrationToken(ctx context.Context, uses int, valid time.Duration) (string, error)
@@ -37,6 +45,8 @@ type Control interface {
 type Users interface {
 	Register(ctx context.Context, localpart, password string, admin, guest bool) (user.Account, error)
 	Deactivate(ctx context.Context, u mxid.UserID) error
+	SetPlan(ctx context.Context, u mxid.UserID, plan string) error
+	SetEnd(ctx context.Context, u mxid.UserID, at time.Time) error
 	NewRegistrationToken(ctx context.Context, token string, uses int, expiry time.Time) (string, error)
 }
 
@@ -46,7 +56,9 @@ type Local struct {
 	Users  Users
 	Now    func() time.Time
 	Rotate func(context.Context) error
-	Files  Files
+	// Plans names the plans that accounts can have; nil: any.
+	Plans func() []string
+	Files Files
 }
 
 // AddUser implements Control.
@@ -58,8 +70,39 @@ func (l *Local) AddUser(ctx context.Context, u NewUser) (mxid.UserID, error) {
 	if u.Password == "" {
 		return "", httpx.InvalidParam("the password is empty")
 	}
+	if err := l.checkPlan(u.Plan); err != nil {
+		return "", err
+	}
 	a, err := l.Users.Register(ctx, id.Localpart(), u.Password, u.Admin, false)
+	if err == nil && u.Plan != "" {
+		err = l.Users.SetPlan(ctx, a.UserID, u.Plan)
+	}
+	if err == nil && u.For != 0 {
+		err = l.Users.SetEnd(ctx, a.UserID, l.Now().Add(u.For))
+	}
 	return a.UserID, err
+}
+
+func (l *Local) checkPlan(plan string) error {
+	if l.Plans == nil || slices.Contains(l.Plans(), plan) || plan == "" {
+		return nil
+	}
+	if len(l.Plans()) == 0 {
+		return httpx.InvalidParam("there are no plans; retention.plans in the configuration makes some")
+	}
+	return httpx.InvalidParam("there is no plan %q, but %s (retention.plans in the configuration)", plan, strings.Join(l.Plans(), ", "))
+}
+
+// SetPlan implements Control.
+func (l *Local) SetPlan(ctx context.Context, name, plan string) error {
+	id, err := l.userID(name)
+	if err != nil {
+		return err
+	}
+	if err := l.checkPlan(plan); err != nil {
+		return err
+	}
+	return l.Users.SetPlan(ctx, id, plan)
 }
 
 // Deactivate implements Control.

@@ -25,6 +25,7 @@ type call struct {
 	Op    string        `json:"op"`
 	User  NewUser       `json:"user,omitzero"`
 	Name  string        `json:"name,omitempty"`
+	Plan  string        `json:"plan,omitempty"`
 	Uses  int           `json:"uses,omitempty"`
 	Valid time.Duration `json:"valid,omitempty"`
 	Media MediaOrder    `json:"media,omitzero"`
@@ -85,6 +86,8 @@ func dispatch(ctx context.Context, c Control, q call) (string, error) {
 		return string(id), err
 	case "deactivate":
 		return "", c.Deactivate(ctx, q.Name)
+	case "set_plan":
+		return "", c.SetPlan(ctx, q.Name, q.Plan)
 	case "new_registration_token":
 		return c.NewRegistrationToken(ctx, q.Uses, q.Valid)
 	case "rotate_root":
@@ -146,6 +149,12 @@ func (c *Client) AddUser(ctx context.Context, u NewUser) (mxid.UserID, error) {
 // Deactivate implements Control.
 func (c *Client) Deactivate(ctx context.Context, name string) error {
 	_, err := c.call(ctx, call{Op: "deactivate", Name: name})
+	return err
+}
+
+// SetPlan implements Control.
+func (c *Client) SetPlan(ctx context.Context, name, plan string) error {
+	_, err := c.call(ctx, call{Op: "set_plan", Name: name, Plan: plan})
 	return err
 }
 

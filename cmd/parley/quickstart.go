@@ -45,13 +45,13 @@ func runQuickstart(ctx context.Context, a *args) error {
 	if err := writeNew(path, config.Write(map[string]string{"server_name": strconv.Quote(name)})); err != nil {
 		return err
 	}
-	token, err := firstToken(ctx, path)
+	c, token, err := firstToken(ctx, path)
 	if err != nil {
 		_ = os.Remove(path) // a second try must find a clean place
 		return err
 	}
 	abs, _ := filepath.Abs(path)
-	fmt.Fprintf(a.stdout, quickstartText, name, abs, filepath.Join(filepath.Dir(abs), "data"), token, path)
+	fmt.Fprintf(a.stdout, quickstartText, name, abs, filepath.Join(filepath.Dir(abs), "data"), token, path, lifetimeText(c.RetentionDefault))
 	return nil
 }
 
@@ -62,6 +62,9 @@ const quickstartText = `parley is set up for %[1]s.
                       copy vault/root.key of it to a safe place: without it the data can't be read
   registration token  %[4]s
                       good for one account, for a week; more with: parley token new
+  kept                messages, files and messages that wait for a device: %[6]s;
+                      retention.default in the configuration is the one knob
+                      ("30d", "1y", "forever")
 
 Next steps
  1. DNS: let the name point to this machine
@@ -96,15 +99,23 @@ func writeNew(path, text string) error {
 }
 
 // firstToken opens the new store once, which makes its keys.
-func firstToken(ctx context.Context, path string) (string, error) {
+func firstToken(ctx context.Context, path string) (*config.Config, string, error) {
 	c, err := config.Load(path)
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr, Offline: true})
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	token, err := n.Users().NewRegistrationToken(ctx, "", 1, n.Clock().Now().Add(7*24*time.Hour))
-	return token, stopNode(n, err)
+	return c, token, stopNode(n, err)
+}
+
+// lifetimeText writes a lifetime for people.
+func lifetimeText(d time.Duration) string {
+	if d == 0 {
+		return "for ever"
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }

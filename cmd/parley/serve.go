@@ -4,6 +4,9 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"parley/internal/config"
@@ -18,7 +21,8 @@ func serveCommand() *command {
 		name: "serve", args: "[--config FILE]", short: "run the server",
 		long: `
 Runs one server until it is told to stop (Ctrl-C or SIGTERM). It starts by
-itself after any crash: what was acknowledged is there.`,
+itself after any crash: what was acknowledged is there. SIGHUP makes it read
+retention.default and retention.plans again.`,
 		run: runServe,
 	}
 }
@@ -48,12 +52,33 @@ func runServe(ctx context.Context, a *args) error {
 	for _, l := range n.Listeners() {
 		fmt.Fprintf(a.stdout, "  %-8s %s\n", l.Purpose, l.URL)
 	}
-	select {
-	case <-ctx.Done():
-	case err = <-n.Failed():
-	}
+	err = waitForEnd(ctx, a, n, path)
 	fmt.Fprintln(a.stdout, "parley stops")
 	return stopNode(n, err)
+}
+
+// waitForEnd returns when the server is to stop. Until then SIGHUP makes it
+// read the lifetimes in its configuration again.
+func waitForEnd(ctx context.Context, a *args, n *node.Node, path string) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-n.Failed():
+			return err
+		case <-hup:
+			c, err := config.Load(path)
+			if err != nil {
+				fmt.Fprintf(a.stderr, "the configuration stays as it was: %v\n", err)
+				continue
+			}
+			n.Reload(c)
+			fmt.Fprintf(a.stdout, "retention.default is %s, with %d plans; other keys need a restart\n", config.FormatLifetime(c.RetentionDefault), len(c.RetentionPlans))
+		}
+	}
 }
 
 func stopNode(n *node.Node, cause error) error {

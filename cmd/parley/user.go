@@ -11,14 +11,19 @@ import (
 	"strings"
 
 	"parley/admin"
+	"parley/internal/config"
 )
 
 func userCommand() *command {
 	return &command{
-		name: "user", args: "add NAME [--password-stdin] [--admin] | deactivate NAME", short: "make or end accounts",
+		name: "user", args: "add NAME [--password-stdin] [--admin] [--plan PLAN] [--for TIME] | plan NAME PLAN | deactivate NAME", short: "make, change or end accounts",
 		long: `
 user add NAME         makes the account @NAME:server and prints a random
-                      password, or takes one from standard input
+                      password, or takes one from standard input; --plan gives
+                      it a plan of retention.plans, --for 7d erases it after
+                      that time
+user plan NAME PLAN   gives it another plan, or "none": what it has stored
+                      follows
 user deactivate NAME  ends an account for ever: it can't log in any more, its
                       devices and keys go
 
@@ -28,22 +33,32 @@ Works while the server runs and while it doesn't.`,
 }
 
 func runUser(ctx context.Context, a *args) error {
-	var path string
-	var stdin, isAdmin bool
+	var path, life string
+	var stdin bool
+	var u admin.NewUser
 	rest, err := a.parse(func(f *flag.FlagSet) {
 		configFlag(f, &path)
 		f.BoolVar(&stdin, "password-stdin", false, "read the password from standard input, one line")
-		f.BoolVar(&isAdmin, "admin", false, "may use the administration API")
+		f.BoolVar(&u.Admin, "admin", false, "may use the administration API")
+		f.StringVar(&u.Plan, "plan", "", "`name` of a plan in retention.plans")
+		f.StringVar(&life, "for", config.Forever, "erase the account after this `time`, such as 7d")
 	})
 	if err != nil {
 		return err
 	}
+	if len(rest) == 3 && rest[0] == "plan" {
+		return setPlan(ctx, a, path, rest[1], rest[2])
+	}
 	if len(rest) != 2 {
 		return a.usage("say what to do and whose account")
 	}
+	if u.For, err = config.ParseLifetime(life); err != nil {
+		return a.usage("--for %q: %v", life, err)
+	}
+	u.Localpart = rest[1]
 	switch rest[0] {
 	case "add":
-		return addUser(ctx, a, path, rest[1], stdin, isAdmin)
+		return addUser(ctx, a, path, u, stdin)
 	case "deactivate":
 		return withControl(ctx, path, func(c admin.Control) error {
 			if err := c.Deactivate(ctx, rest[1]); err != nil {
@@ -53,10 +68,23 @@ func runUser(ctx context.Context, a *args) error {
 			return nil
 		})
 	}
-	return a.usage("add or deactivate, not %q", rest[0])
+	return a.usage("add, plan or deactivate, not %q", rest[0])
 }
 
-func addUser(ctx context.Context, a *args, path, name string, stdin, isAdmin bool) error {
+func setPlan(ctx context.Context, a *args, path, name, plan string) error {
+	if plan == "none" {
+		plan = ""
+	}
+	return withControl(ctx, path, func(c admin.Control) error {
+		if err := c.SetPlan(ctx, name, plan); err != nil {
+			return err
+		}
+		fmt.Fprintln(a.stdout, "done; what the account has stored follows within a minute")
+		return nil
+	})
+}
+
+func addUser(ctx context.Context, a *args, path string, u admin.NewUser, stdin bool) error {
 	password := strings.ToLower(rand.Text())
 	if stdin {
 		line, err := bufio.NewReader(os.Stdin).ReadString('\n')
@@ -65,7 +93,8 @@ func addUser(ctx context.Context, a *args, path, name string, stdin, isAdmin boo
 		}
 	}
 	return withControl(ctx, path, func(c admin.Control) error {
-		id, err := c.AddUser(ctx, admin.NewUser{Localpart: name, Password: password, Admin: isAdmin})
+		u.Password = password
+		id, err := c.AddUser(ctx, u)
 		if err != nil {
 			return err
 		}

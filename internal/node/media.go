@@ -60,7 +60,7 @@ type mediaPlans struct{ n *Node }
 
 func (p mediaPlans) MediaPlan(ctx context.Context, uid uint32) (name string, quota int64, err error) {
 	name, err = p.n.users.Plan(ctx, intern.UID(uid))
-	for _, plan := range p.n.cfg.RetentionPlans {
+	for _, plan := range *p.n.plans.Load() {
 		if plan.Name == name {
 			quota = plan.Quota
 		}

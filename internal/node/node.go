@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"parley/admin"
 	"parley/clientapi"
@@ -71,6 +72,7 @@ type Node struct {
 	intern   *intern.Table
 	hub      *notify.Hub
 	timers   *timers.Sweeper
+	plans    atomic.Pointer[[]config.Plan]
 	signer   *keys.Signer
 	ring     *keys.Ring
 	client   *fedclient.Client
@@ -281,7 +283,7 @@ func (n *Node) Handler() http.Handler         { return n.handler }
 
 // Control is what an operator may do.
 func (n *Node) Control() admin.Control {
-	return &admin.Local{Server: n.cfg.ServerName, Users: n.users, Now: n.clk.Now, Rotate: n.rotateRoot, Files: n}
+	return &admin.Local{Server: n.cfg.ServerName, Users: n.users, Now: n.clk.Now, Rotate: n.rotateRoot, Files: n, Plans: n.planNames}
 }
 
 func (n *Node) rotateRoot(context.Context) error {

@@ -20,6 +20,7 @@ func policies(c *config.Config) timers.Policies {
 
 // openTimers makes the sweeper; the services register what they end with it.
 func (n *Node) openTimers() {
+	n.plans.Store(&n.cfg.RetentionPlans)
 	n.timers = timers.New(timers.Config{KV: n.kv, Clock: n.clk, Book: timers.NewBook(policies(n.cfg)), Log: n.log,
 		Pace: timers.NewPace(clock.Real{}, n.commit.Head)})
 	n.metrics.Gauge("parley_retention_overdue", "Things that should have been ended more than a minute ago, up to 100,000.", func() float64 {
@@ -37,12 +38,22 @@ func (n *Node) startTimers() {
 	n.onClose(func() error { n.timers.Close(); return nil })
 }
 
+// planNames lists the plans that accounts can have.
+func (n *Node) planNames() []string {
+	var names []string
+	for _, p := range *n.plans.Load() {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
 // Timers is the index of what ends when.
 func (n *Node) Timers() *timers.Sweeper { return n.timers }
 
-// Reload takes over the lifetimes of a changed configuration. Everything else
-// needs a restart.
+// Reload takes over the lifetimes and plans of a changed configuration; they
+// apply to what there is already. Everything else needs a restart.
 func (n *Node) Reload(c *config.Config) {
+	n.plans.Store(&c.RetentionPlans)
 	n.timers.Book().Set(policies(c))
 	n.timers.Kick()
 }

@@ -53,13 +53,6 @@ func (b *Book) Lifetime(p Policy) time.Duration {
 	return at.Default
 }
 
-// HasPlan reports whether a plan is configured; "" stands for none and always
-// is.
-func (b *Book) HasPlan(name string) bool {
-	_, ok := b.now.Load().Plans[name]
-	return ok || name == ""
-}
-
 // Shorter of two lifetimes, either of which may be Forever.
 func Shorter(a, b time.Duration) time.Duration {
 	if a == Forever || b != Forever && b < a {
