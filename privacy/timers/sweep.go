@@ -41,7 +41,7 @@ const (
 	batch = 128
 	// maxSteps bounds how often one timer is handed out in one sweep, should
 	// its owner never get anywhere.
-	maxSteps = 100_000
+	maxSteps = 10_000
 	// late is when something that is still there counts as overdue.
 	late = 60 * time.Second
 	// maxCount bounds what Overdue counts.
