@@ -3,171 +3,152 @@ package node_test
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/hex"
-	"fmt"
+	"errors"
 	"io"
-	"io/fs"
-	"net"
 	"net/http"
-	"net/url"
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
+	"parley/internal/config"
+	"parley/internal/node"
+	"parley/internal/privscan"
+	"parley/keys/pgp"
+	"parley/keys/vault"
+	"parley/privacy/datamap"
 	"parley/storage"
+	"parley/storage/leveldb"
 )
 
-// canaries are what is planted. The first group may be kept, but only sealed;
-// the second may not be kept at all.
-type canaries struct{ sealed, never map[string]string }
+// minCanaries is how many kinds of things have to be planted.
+const minCanaries = 60
 
-// live goes through an account's life and returns what must not be found.
-func live(t *testing.T, s *server) canaries {
-	const from = "127.77.1.9"
-	agent := "CanaryBrowser/7.7.7"
-	p := &person{t: t, s: s, agent: agent, http: &http.Client{Transport: &http.Transport{
-		DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).DialContext}}}
-	defer p.http.CloseIdleConnections()
-	sealed := map[string]string{"localpart": "canaryperson", "display name": "Canary Display Name", "device name": "Canary Device Name",
-		"message": "canary message text", "room name": "Canary Room Name", "topic": "Canary Room Topic", "alias": "canaryalias",
-		"file name": "canaryfilename.txt", "file content": "canary file content, canary file content", "account data": "canary account data",
-		"to-device": "canary to-device text", "status": "canary profile field", "tag": "u.canarytag", "push keyword": "canarykeyword", "filter": "canary.filter.type"}
-	never := map[string]string{"password": "canary-password-7", "address": from, "user agent": agent, "registration token": "canaryregtoken"}
-
-	if _, err := s.Users().NewRegistrationToken(t.Context(), never["registration token"], 1, s.Clock().Now().Add(1e12)); err != nil {
-		t.Fatal(err)
-	}
-	var reg struct {
-		Access  string `json:"access_token"`
-		Refresh string `json:"refresh_token"`
-		User    string `json:"user_id"`
-		Device  string `json:"device_id"`
-	}
-	p.json("POST", "/_matrix/client/v3/register", map[string]any{"username": sealed["localpart"], "password": never["password"],
-		"initial_device_display_name": sealed["device name"], "refresh_token": true, "auth": map[string]any{"type": "m.login.dummy"}}, &reg)
-	p.token = reg.Access
-	never["access token"], never["refresh token"] = reg.Access, reg.Refresh
-	me, dev := url.PathEscape(reg.User), reg.Device
-	p.json("PUT", "/_matrix/client/v3/profile/"+me+"/displayname", map[string]any{"displayname": sealed["display name"]}, nil)
-	p.json("PUT", "/_matrix/client/v3/profile/"+me+"/org.canary", map[string]any{"org.canary": sealed["status"]}, nil)
-	var room struct {
-		ID string `json:"room_id"`
-	}
-	p.json("POST", "/_matrix/client/v3/createRoom", map[string]any{"name": sealed["room name"], "topic": sealed["topic"], "room_alias_name": sealed["alias"]}, &room)
-	id := url.PathEscape(room.ID)
-	var sent struct {
-		ID string `json:"event_id"`
-	}
-	p.json("PUT", "/_matrix/client/v3/rooms/"+id+"/send/m.room.message/1", map[string]any{"msgtype": "m.text", "body": sealed["message"]}, &sent)
-	p.json("POST", "/_matrix/client/v3/rooms/"+id+"/receipt/m.read/"+url.PathEscape(sent.ID), map[string]any{}, nil)
-	p.json("PUT", "/_matrix/client/v3/user/"+me+"/rooms/"+id+"/tags/"+sealed["tag"], map[string]any{}, nil)
-	p.json("PUT", "/_matrix/client/v3/user/"+me+"/account_data/org.canary", map[string]any{"x": sealed["account data"]}, nil)
-	p.json("PUT", "/_matrix/client/v3/pushrules/global/content/"+sealed["push keyword"], map[string]any{"pattern": sealed["push keyword"], "actions": []string{"notify"}}, nil)
-	p.json("POST", "/_matrix/client/v3/user/"+me+"/filter", map[string]any{"room": map[string]any{"timeline": map[string]any{"types": []string{sealed["filter"]}}}}, nil)
-	p.json("PUT", "/_matrix/client/v3/sendToDevice/org.canary/1", map[string]any{"messages": map[string]any{reg.User: map[string]any{dev: map[string]any{"x": sealed["to-device"]}}}}, nil)
-	p.do("POST", "/_matrix/media/v3/upload?filename="+sealed["file name"], "text/plain", strings.NewReader(sealed["file content"]), nil)
-	var open struct {
-		Token string `json:"access_token"`
-	}
-	p.json("POST", "/_matrix/client/v3/user/"+me+"/openid/request_token", map[string]any{}, &open)
-	never["openid token"] = open.Token
-	p.do("GET", "/_matrix/client/v3/sync?timeout=0", "", nil, nil)
-	return canaries{sealed, never}
-}
-
-// TestNothingPersonalIsLeftBehind plants what people write and who they are,
-// and looks for it in every byte of the data folder, every row, the log at
-// debug level and the metrics.
+// TestNothingPersonalIsLeftBehind plants what people write, who they are, where
+// they are and every secret they hold, through the server's own API, and looks
+// for it in every byte of the data folder, every row, sealed and opened, the log
+// at debug level, the metrics, and a backup.
+//
+// Row CO13, OM4, OS10, OS4, CO2, CO11, OM5, OM8, OM12, OM14, OS9. Row JI2 as far
+// as signalling goes.
 func TestNothingPersonalIsLeftBehind(t *testing.T) {
 	s := startServer(t, t.TempDir())
-	planted := live(t, s)
+	planted, allowed := &privscan.Set{}, map[string]bool{}
+	a := &activity{t: t, s: s, plant: func(name, value string, may ...datamap.Kind) {
+		planted.Plant(name, value, may...)
+		allowed[name] = len(may) > 0
+	}}
+	a.run()
+	if planted.Len() < minCanaries {
+		t.Errorf("only %d canaries", planted.Len())
+	}
+	report(t, planted.Bytes("the metrics", metricsOf(t, s)))
+	rows, err := planted.Rows(t.Context(), s.Store(), s.Vault())
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, rows.Hits)
+	if rows.Rows < 100 || len(rows.Opened) < 20 {
+		t.Errorf("%d rows, %d families opened: the scan would prove nothing", rows.Rows, len(rows.Opened))
+	}
+	for name, may := range allowed {
+		if may && rows.Found[name] == 0 && name != "file" && name != "device name of alice" { // a file, and one that was replaced
+			t.Errorf("%s is nowhere, so it wasn't planted", name)
+		}
+	}
+	dir := t.TempDir()
+	backupOf(t, s, dir)
+	report(t, scan(t, planted, dir, 3))
+	own := s.http[len("http://"):]
+	if err := s.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	log := s.log.Bytes()
+	report(t, planted.Bytes("the log", log))
+	report(t, privscan.Log(log, own, "127.0.0.1:0"))
+	report(t, scan(t, planted, s.dir, 5))
+	if odd, err := privscan.Undeclared(s.dir); err != nil || len(odd) > 0 {
+		t.Errorf("files that the data map doesn't name: %v, %v", odd, err)
+	}
+	v, err := vault.Open(vault.Options{Dir: filepath.Join(s.dir, "vault")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	old, err := planted.Old(filepath.Join(s.dir, "store"), v)
+	if err != nil || old.Rows < rows.Rows {
+		t.Errorf("%d old rows, %v", old.Rows, err)
+	}
+	report(t, old.Hits)
+}
+
+// report shows each hit once.
+func report(t *testing.T, hits []privscan.Hit) {
+	t.Helper()
+	seen := map[privscan.Hit]bool{}
+	for _, h := range hits {
+		if !seen[h] {
+			t.Error(h)
+		}
+		seen[h] = true
+	}
+}
+
+func scan(t *testing.T, set *privscan.Set, dir string, least int) []privscan.Hit {
+	t.Helper()
+	hits, files, err := set.Files(dir)
+	if err != nil || files < least {
+		t.Errorf("%d files, %v: the scan would prove nothing", files, err)
+	}
+	return hits
+}
+
+func metricsOf(t *testing.T, s *server) []byte {
+	t.Helper()
 	res, err := http.Get(s.metrics + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics, err := io.ReadAll(res.Body)
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil || !bytes.Contains(b, []byte("parley_http_request_seconds")) {
+		t.Errorf("the metrics are empty, the scan would prove nothing: %v", err)
+	}
+	return b
+}
+
+// backupOf makes a backup and returns what opens it.
+func backupOf(t *testing.T, s *server, dir string) *pgp.Identities {
+	t.Helper()
+	p, err := pgp.Generate("offline", "", pgp.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = res.Body.Close()
-	if !bytes.Contains(metrics, []byte("parley_http_request_seconds")) {
-		t.Error("the metrics are empty, the scan would prove nothing")
-	}
-	all := map[string]string{}
-	for _, m := range []map[string]string{planted.sealed, planted.never} {
-		for k, v := range m {
-			if len(v) < 8 {
-				t.Fatalf("canary %s is %q: too short to look for", k, v)
-			}
-			all[k] = v
-		}
-	}
-	find(t, "metrics", metrics, all)
-	find(t, "log", s.log.Bytes(), all)
-	rows := 0
-	for p, err := range s.Store().Scan(t.Context(), storage.Range{}, false, 0) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		rows++
-		find(t, "row "+string(p.Key[:2]), append(bytes.Clone(p.Key), p.Value...), all)
-		for _, at := range []int{0, 1, 9} { // where rows keep their sealed part
-			if len(p.Value) > at {
-				if plain, err := s.Vault().Unseal(p.Key, p.Value[at:]); err == nil {
-					find(t, "opened row "+string(p.Key[:2]), plain, planted.never)
-				}
-			}
-		}
-	}
-	if rows < 50 {
-		t.Errorf("only %d rows, the scan would prove nothing", rows)
-	}
-	if err := s.Close(context.Background()); err != nil {
+	if _, err := s.Backup(t.Context(), node.BackupOrder{Dir: dir, Recipients: string(p.Public)}, nil); err != nil {
 		t.Fatal(err)
 	}
-	find(t, "log", s.log.Bytes(), all)
-	scanFiles(t, s.dir, all)
-}
-
-func scanFiles(t *testing.T, dir string, all map[string]string) {
-	t.Helper()
-	files := 0
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		raw, err := os.ReadFile(path)
-		files++
-		find(t, "file "+filepath.Base(path), append(raw, path...), all)
-		return err
-	})
-	if err != nil || files < 5 {
-		t.Errorf("%d files: %v", files, err)
+	with := &pgp.Identities{}
+	if err := with.AddKeys(p.Private, ""); err != nil {
+		t.Fatal(err)
 	}
+	return with
 }
 
-// find looks for the canaries as they are and in the usual encodings.
-func find(t *testing.T, where string, in []byte, all map[string]string) {
-	t.Helper()
-	for what, c := range all {
-		for _, enc := range []string{c, hex.EncodeToString([]byte(c)), base64.RawStdEncoding.EncodeToString([]byte(c)), base64.RawURLEncoding.EncodeToString([]byte(c))} {
-			if bytes.Contains(bytes.ToLower(in), bytes.ToLower([]byte(enc))) {
-				t.Errorf("%s has the %s", where, what)
-				break
-			}
-		}
+// Row OM2. A store with a row that no package declares isn't opened.
+func TestUndeclaredRowsAreRefused(t *testing.T) {
+	kv, err := leveldb.OpenMemory()
+	if err == nil {
+		err = kv.Commit(t.Context(), &storage.Batch{Puts: []storage.Pair{{Key: []byte("qq\x00\x01"), Value: []byte("x")}}})
 	}
-}
-
-// TestTheScanFinds shows that the scan can fail.
-func TestTheScanFinds(t *testing.T) {
-	for _, planted := range []string{"xx canary-xyz yy", fmt.Sprintf("%x", "canary-xyz"), base64.RawURLEncoding.EncodeToString([]byte("canary-xyz"))} {
-		probe := &testing.T{}
-		find(probe, "probe", []byte(planted), map[string]string{"probe": "canary-xyz"})
-		if !probe.Failed() {
-			t.Errorf("%q isn't found", planted)
-		}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Parse(`server_name = "canary.example"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DataDir = t.TempDir()
+	_, err = node.New(t.Context(), node.Options{Config: c, LogTo: io.Discard, Offline: true, OpenStore: func() (storage.KV, error) { return kv, nil }})
+	var undeclared *datamap.ErrUndeclared
+	if !errors.As(err, &undeclared) {
+		t.Errorf("%v", err)
 	}
 }

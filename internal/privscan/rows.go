@@ -1,13 +1,16 @@
 package privscan
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -35,9 +38,10 @@ type Rows struct {
 	Rows   int
 	Opened map[string]int // sealed values opened, by family
 	Dead   map[string]int // sealed values whose key is gone, by family
+	Found  map[string]int // canaries found where they may be
 }
 
-func newRows() *Rows { return &Rows{Opened: map[string]int{}, Dead: map[string]int{}} }
+func newRows() *Rows { return &Rows{Opened: map[string]int{}, Dead: map[string]int{}, Found: map[string]int{}} }
 
 // Rows looks at every row of a store: as it is, where no canary may be, and
 // opened with all keys, where the data map says what may be.
@@ -67,7 +71,13 @@ func (s *Set) row(out *Rows, what string, key, value []byte, v *vault.Vault) {
 	}
 	if plain != nil {
 		out.Opened[family]++
-		out.Hits = append(out.Hits, s.Opened(what+" "+family+", opened", plain, e.Holds)...)
+		bad := s.Opened(what+" "+family+", opened", plain, e.Holds)
+		out.Hits = append(out.Hits, bad...)
+		for _, h := range s.Bytes("", plain) {
+			if !slices.ContainsFunc(bad, func(b Hit) bool { return b.Canary == h.Canary }) {
+				out.Found[h.Canary]++
+			}
+		}
 	}
 }
 
@@ -75,19 +85,56 @@ func (s *Set) row(out *Rows, what string, key, value []byte, v *vault.Vault) {
 // part.
 const maxPrefix = 64
 
-// Open finds and opens the sealed part of a value. dead: there seems to be one,
-// but its key was destroyed.
+// Open finds and opens what is sealed in a value, also what is sealed inside of
+// it once more. dead: something seems to be sealed under a key that was
+// destroyed.
 func Open(v *vault.Vault, key, value []byte) (plain []byte, dead bool) {
-	for at := 0; at < len(value) && at <= maxPrefix; at++ {
-		p, err := v.Unseal(key, value[at:])
-		if err == nil {
-			return p, false
-		}
-		if at == 0 && errors.Is(err, vault.ErrDestroyed) {
-			dead = true
+	for _, part := range parts(key, value) {
+		p, d := openPart(v, key, part, 0)
+		plain, dead = append(plain, p...), dead || d
+	}
+	return plain, dead
+}
+
+// parts splits a value that has several sealed parts: an event's skeleton and
+// content (room/body.go).
+func parts(key, value []byte) [][]byte {
+	if len(key) < 2 || string(key[:2]) != "ej" || len(value) < 2 {
+		return [][]byte{value}
+	}
+	n, used := binary.Uvarint(value[1:])
+	if used <= 0 || n > uint64(len(value)-1-used) {
+		return [][]byte{value}
+	}
+	body := value[1+used:]
+	return [][]byte{body[:n], body[n:]}
+}
+
+// maxDepth is how often something may be sealed inside of something sealed.
+const maxDepth = 4
+
+func openPart(v *vault.Vault, key, value []byte, depth int) (plain []byte, dead bool) {
+	for at := 0; at < len(value) && at <= maxPrefix && depth < maxDepth; at++ {
+		for _, row := range rowsOf(key) {
+			p, err := v.Unseal(row, value[at:])
+			if err == nil {
+				inner, d := openPart(v, key, p, depth+1)
+				return append(p, inner...), d
+			}
+			dead = dead || at == 0 && errors.Is(err, vault.ErrDestroyed)
 		}
 	}
 	return nil, dead
+}
+
+// rowsOf are the names under which a value may have been sealed for its row:
+// the row itself, and for parts of an event also the row with a letter.
+func rowsOf(key []byte) [][]byte {
+	if len(key) < 2 || string(key[:2]) != "ej" {
+		return [][]byte{key}
+	}
+	with := func(letter byte) []byte { return append(bytes.Clone(key), letter) }
+	return [][]byte{key, with('c'), with('a')}
 }
 
 // Old looks at every row that the files of a closed embedded store still have,

@@ -27,6 +27,7 @@ type Key string
 const (
 	KeyUser   Key = "the user's key"
 	KeyRoom   Key = "the room's key of the week"
+	KeyEvent  Key = "the room's key; content: a key of some events of a week, inside that its authors' keys"
 	KeyFile   Key = "a key of its own"
 	KeySystem Key = "the system key"
 	KeyHash   Key = "keyed hashes only"
@@ -53,6 +54,7 @@ const (
 	Password Kind = "password hash"
 	Files    Kind = "files, their names and types"
 	Aliases  Kind = "names of rooms"
+	Delays   Kind = "IDs of events to be sent later"
 )
 
 // Entry is one place where something is kept.

@@ -17,7 +17,7 @@ func Entries() []Entry {
 
 func roomEntries() []Entry {
 	return []Entry{
-		{What: "events of rooms", Families: []string{"ej"}, Personal: true, Sealed: KeyRoom,
+		{What: "events of rooms: what redaction leaves, and their content", Families: []string{"ej"}, Personal: true, Sealed: KeyEvent,
 			Lifetime: "content: `retention.default` or the room's own lifetime, the shorter; what is the room's state: until it is replaced; what redaction leaves: as long as the room is known here", Readers: byMembers, Holds: []Kind{IDs, Events, Profile, Aliases}},
 		{What: "facts about events: numbers of room, sender and type, times, edges of the graph, timeline, relations, threads", Families: []string{"ei", "em", "ep", "ew", "tl", "tt", "tu", "re", "rw", "th", "tH", "ag", "xb"}, Personal: true, Sealed: KeyNone,
 			Lifetime: "as their event", Readers: byServer},
@@ -33,8 +33,8 @@ func roomEntries() []Entry {
 			Lifetime: "until deleted", Readers: "everybody who asks", Holds: []Kind{IDs, Aliases}},
 		{What: "which events are sticky, until when", Families: []string{"sk"}, Personal: true, Sealed: KeyNone,
 			Lifetime: "until they end, an hour at most", Readers: byServer},
-		{What: "events to be sent later, and what became of them; their IDs, which are capabilities, as keyed hashes", Families: []string{"ds", "dq", "df", "dx"}, Personal: true, Sealed: KeyUser,
-			Lifetime: "until sent or cancelled, then for a day, the newest 100", Readers: byOwner, Holds: []Kind{IDs, Events}},
+		{What: "events to be sent later, and what became of them; their IDs, which are capabilities, sealed and as keyed hashes", Families: []string{"ds", "dq", "df", "dx"}, Personal: true, Sealed: KeyUser,
+			Lifetime: "until sent or cancelled, then for a day, the newest 100", Readers: byOwner, Holds: []Kind{IDs, Events, Delays}},
 		{What: "which request made which event", Families: []string{"tx"}, Personal: true, Sealed: KeyHash,
 			Lifetime: "two days", Readers: byServer},
 		{What: "receipts, unread counts", Families: []string{"rr", "rp", "nc"}, Personal: true, Sealed: KeyUser,
