@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 	"unicode/utf8"
+
+	"parley/internal/httpx"
 )
 
 // Limits of what is kept of a file's name and type.
@@ -73,6 +75,23 @@ func disposition(typ, name string) string {
 		return full
 	}
 	return kind
+}
+
+// foreignUses are what browsers say they want something for when a page would
+// be governed by it: a program, a style, a plug-in. No client uses files that
+// way, and a page that trusts this server's address shouldn't be talked into
+// it. Frames are refused by safetyHeaders.
+// spec: Fetch Metadata, "Sec-Fetch-Dest"
+var foreignUses = map[string]bool{
+	"script": true, "worker": true, "sharedworker": true, "serviceworker": true, "audioworklet": true, "paintworklet": true,
+	"xslt": true, "style": true, "manifest": true, "object": true, "embed": true, "report": true, "webidentity": true,
+}
+
+func checkUse(r *http.Request) error {
+	if foreignUses[r.Header.Get("Sec-Fetch-Dest")] {
+		return httpx.Forbidden("Files can't be parts of pages")
+	}
+	return nil
 }
 
 // contentPolicy keeps a document that is opened from the repository from

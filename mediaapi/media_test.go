@@ -125,6 +125,24 @@ func TestActiveContent(t *testing.T) {
 	}
 }
 
+// TestForeignUses: files don't become programs, styles or plug-ins of pages.
+// Row S15.
+func TestForeignUses(t *testing.T) {
+	f := newServer(t, func(c *Config) { c.Legacy = true })
+	file := f.upload([]byte("alert(1)"), "text/javascript", "a.js")
+	for use, allowed := range map[string]bool{"script": false, "worker": false, "serviceworker": false, "object": false, "embed": false, "style": false,
+		"": true, "empty": true, "image": true, "video": true, "audio": true, "document": true} {
+		for _, path := range []string{v1Download, v3 + "download/"} {
+			a := f.get(path+file, "bob", "Sec-Fetch-Dest", use)
+			if allowed {
+				a.ok()
+			} else {
+				a.fails(403, "M_FORBIDDEN")
+			}
+		}
+	}
+}
+
 func TestFileNames(t *testing.T) {
 	f := newServer(t)
 	for _, name := range []string{"a.txt", "with space", `quo"te\`, "日本語.png", "new\nline\r\nX-Evil: 1", "../../etc/passwd", "\x00", "a;b=c", "😀", strings.Repeat("ä", 200)} {

@@ -34,7 +34,13 @@ func (s *Service) Register(e *echo.Echo, auth Authenticator) {
 			return answerError(h(c, who))
 		}
 	}
-	get := func(path string, h echo.HandlerFunc) {
+	get := func(path string, serve echo.HandlerFunc) {
+		h := func(c echo.Context) error {
+			if err := checkUse(c.Request()); err != nil {
+				return err
+			}
+			return serve(c)
+		}
 		e.GET(path, h)
 		e.HEAD(path, h)
 	}
