@@ -212,6 +212,7 @@ func (s *Subscriber) allocate(now int64) {
 		d.rung = -1
 	}
 	if limited {
+		s.soundFits = left >= 0
 		s.share(list, left, now)
 		s.overloaded = s.sending(list) > left*3/2
 	}
@@ -269,12 +270,13 @@ func (d *DownTrack) climb(left int, now int64) int {
 	if d.rung >= 0 {
 		cost = max(cost-d.ladder[d.rung].cost, 0)
 	}
+	if next == 0 && d.sub.soundFits && d.mustFlow(now) {
+		d.rung, d.climbed = next, true
+		return cost
+	}
 	need, hold := float64(cost)*keepMargin, d.sub.hold
 	if next == 0 {
 		need, hold = float64(cost)*lastMargin, raiseAfter
-		if d.mustFlow(now) {
-			need = 0
-		}
 	}
 	if d.ladder[next].step.above(d.grant) {
 		if next > 0 {
@@ -292,14 +294,18 @@ func (d *DownTrack) climb(left int, now int64) int {
 }
 
 // mustFlow reports whether the least layer goes out whatever the estimate says:
-// an estimate alone stops no picture, and one that was stopped is tried again
-// after a while, for a connection that carries little shows little.
+// an estimate alone stops no picture, nor keeps a new one from being seen, and
+// one that was stopped is tried again after a while, for a connection that
+// carries little shows little.
 func (d *DownTrack) mustFlow(now int64) bool {
 	s := d.sub
-	if d.grant.layer >= 0 {
+	switch {
+	case d.grant.layer >= 0:
 		return !s.bandwidth.stuffed(now)
+	case s.bandwidth.full(now):
+		return false
 	}
-	return d.paused && now-s.pausedAt >= s.retry && !s.bandwidth.full(now)
+	return !d.started || d.paused && now-s.pausedAt >= s.retry
 }
 
 // above reports whether a is more than b.

@@ -448,3 +448,25 @@ func TestLossBegins(t *testing.T) {
 		t.Errorf("layer %d after the loss ended", l)
 	}
 }
+
+// TestManyCamerasAtOnce is somebody who comes into a call of eight cameras, which
+// need a little more than the connection is believed to carry: each is seen at
+// once, and never held back.
+func TestManyCamerasAtOnce(t *testing.T) {
+	c := newCall(t)
+	c.sub.bandwidth.init(900_000, 0)
+	var downs []*DownTrack
+	for i := range 8 {
+		_, d, _ := c.camera(i)
+		downs = append(downs, d)
+	}
+	c.run(1500 * millisecond)
+	for i, d := range downs {
+		if !d.started || d.Paused() {
+			t.Errorf("camera %d: begun %v, held back %v", i, d.started, d.Paused())
+		}
+	}
+	if len(c.paused) > 0 {
+		t.Errorf("held back on the way: %v", c.paused)
+	}
+}
