@@ -25,6 +25,7 @@ import (
 	"parley/internal/clock"
 	"parley/internal/mxid"
 	"parley/keys/e2e"
+	"parley/privacy/timers"
 	"parley/room"
 	"parley/user"
 )
@@ -39,10 +40,12 @@ type Config struct {
 	Remote     Remote // nil: federation is off
 	// TURN makes credentials for the one-to-one calls of a user's device; nil:
 	// no TURN.
-	TURN     func(mxid.UserID, mxid.DeviceID) TURNServer
-	Clock    clock.Clock
-	Log      *slog.Logger
-	Settings Settings
+	TURN func(mxid.UserID, mxid.DeviceID) TURNServer
+	// Lifetimes is how long things are kept; nil: for ever.
+	Lifetimes *timers.Book
+	Clock     clock.Clock
+	Log       *slog.Logger
+	Settings  Settings
 }
 
 // Settings is what the operator decides.
@@ -97,6 +100,9 @@ func New(cfg Config) (*API, error) {
 	}
 	if cfg.Clock == nil || cfg.Log == nil {
 		return nil, errors.New("clientapi: no clock or logger")
+	}
+	if cfg.Lifetimes == nil {
+		cfg.Lifetimes = timers.NewBook(timers.Policies{})
 	}
 	if cfg.Settings.PasswordMinLength == 0 {
 		cfg.Settings.PasswordMinLength = 8

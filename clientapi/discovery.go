@@ -96,6 +96,11 @@ func (a *API) capabilities(r *request) (any, error) {
 
 		"org.matrix.msc4140.delayed_events": delayLimits(),
 	}
+	kept, err := a.retention(r)
+	if err != nil {
+		return nil, err
+	}
+	caps["org.parley.retention"] = kept
 	if r.Admin {
 		caps["m.account_moderation"] = map[string]bool{"lock": true, "suspend": true}
 	}

@@ -166,7 +166,11 @@ func (a *API) sendState(r *request) (any, error) {
 	if err := a.maySend(r, p); err != nil {
 		return nil, err
 	}
-	return a.submit(r, p)
+	answer, err := a.submit(r, p)
+	if err != nil || !room.IsRetention(typ) {
+		return answer, err
+	}
+	return a.tellRetention(r, id, answer)
 }
 
 // state is GET /rooms/{roomId}/state.

@@ -58,7 +58,7 @@ func routes() []route {
 	for _, section := range [][]route{
 		discoveryRoutes, accountRoutes, profileRoutes, dataRoutes, pushRoutes,
 		roomRoutes, membershipRoutes, eventRoutes, delayRoutes, relationRoutes, directoryRoutes,
-		ephemeralRoutes, keyRoutes, backupRoutes, otherRoutes,
+		ephemeralRoutes, keyRoutes, backupRoutes, otherRoutes, retentionRoutes,
 	} {
 		all = append(all, section...)
 	}

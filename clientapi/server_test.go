@@ -23,6 +23,7 @@ import (
 	"parley/keys"
 	"parley/keys/e2e"
 	"parley/keys/vault"
+	"parley/privacy/timers"
 	"parley/room"
 	"parley/storage"
 	"parley/storage/intern"
@@ -48,6 +49,7 @@ type server struct {
 	rooms *room.Service
 	keys  *e2e.Service
 	sent  *outbox
+	book  *timers.Book
 }
 
 // outbox swallows what would go to other servers.
@@ -77,7 +79,7 @@ func newServer(t *testing.T, change ...func(*Config)) *server {
 	t.Cleanup(func() { _ = commit.Close(); _ = kv.Close(); _ = v.Close() })
 	table, err := intern.New(kv, commit, v)
 	must(t, err)
-	s := &server{t: t, kv: kv, clock: clock.NewFake(testTime), sent: &outbox{}}
+	s := &server{t: t, kv: kv, clock: clock.NewFake(testTime), sent: &outbox{}, book: timers.NewBook(timers.Policies{})}
 	hub := notify.New()
 	s.users, err = user.New(user.Config{ServerName: testServer, KV: kv, Commit: commit, Intern: table, Vault: v,
 		Clock: s.clock, Hub: hub, Log: quiet(), Argon2Memory: 64, Argon2Time: 1})
@@ -88,7 +90,7 @@ func newServer(t *testing.T, change ...func(*Config)) *server {
 	s.users.OnPushRulesChanged(pusher.Invalidate)
 	s.rooms, err = room.New(room.Config{ServerName: testServer, KV: kv, Commit: commit, Intern: table, Vault: v,
 		Clock: s.clock, Hub: hub, Signer: signer, Verifier: keys.NewRing(signer, kv, commit, s.clock, quiet()),
-		Pusher: pusher, Outbox: s.sent, DefaultVersion: "12", Log: quiet()})
+		Pusher: pusher, Outbox: s.sent, Lifetimes: s.book, DefaultVersion: "12", Log: quiet()})
 	must(t, err)
 	t.Cleanup(s.rooms.Close)
 	s.keys, err = e2e.New(e2e.Config{ServerName: testServer, KV: kv, Commit: commit, Intern: table, Vault: v,
@@ -96,7 +98,7 @@ func newServer(t *testing.T, change ...func(*Config)) *server {
 	must(t, err)
 	s.users.OnDevicesRemoved(s.keys.RemoveDevices)
 	handler := csync.New(csync.Config{Rooms: s.rooms, Users: s.users, Keys: s.keys, Head: commit, Hub: hub, Clock: s.clock, Log: quiet()})
-	cfg := Config{ServerName: testServer, Users: s.users, Rooms: s.rooms, Keys: s.keys, Sync: handler, Clock: s.clock, Log: quiet(), Settings: openSettings()}
+	cfg := Config{ServerName: testServer, Users: s.users, Rooms: s.rooms, Keys: s.keys, Sync: handler, Lifetimes: s.book, Clock: s.clock, Log: quiet(), Settings: openSettings()}
 	for _, f := range change {
 		f(&cfg)
 	}

@@ -202,9 +202,13 @@ const (
 	typeRetention     = "m.room.retention"
 	typeRetentionMSC  = "org.matrix.msc1763.retention"
 	maxRetentionMilli = 1<<53 - 1
-	// minLifetime is what the sweeper can do: shorter ones are taken for it.
-	minLifetime = time.Minute
 )
+
+// MinLifetime is what the sweeper can do: shorter ones are taken for it.
+const MinLifetime = time.Minute
+
+// IsRetention reports whether an event type is that of a room's policy.
+func IsRetention(typ string) bool { return typ == typeRetention || typ == typeRetentionMSC }
 
 // ownLifetime is what the room's own policy says, Forever if nothing.
 func (w *work) ownLifetime() (time.Duration, error) {
@@ -228,7 +232,7 @@ func lifetimeIn(content []byte) time.Duration {
 		return timers.Forever
 	}
 	const most = int64(100 * 365 * 24 * time.Hour / time.Millisecond)
-	return max(time.Duration(min(int64(v.Num), most))*time.Millisecond, minLifetime)
+	return max(time.Duration(min(int64(v.Num), most))*time.Millisecond, MinLifetime)
 }
 
 // checkRetention refuses a policy of a local user that isn't one.
@@ -249,8 +253,8 @@ func checkRetention(content []byte) error {
 	if least.Type == gjson.Number && least.Num > most.Num {
 		return httpx.InvalidParam("min_lifetime must not be greater than max_lifetime")
 	}
-	if most.Num < float64(minLifetime/time.Millisecond) {
-		return httpx.InvalidParam("max_lifetime must be at least %d milliseconds", minLifetime/time.Millisecond)
+	if most.Num < float64(MinLifetime/time.Millisecond) {
+		return httpx.InvalidParam("max_lifetime must be at least %d milliseconds", MinLifetime/time.Millisecond)
 	}
 	return nil
 }

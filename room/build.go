@@ -52,7 +52,7 @@ func (d *draft) origin() string {
 // send builds, authorises and appends a local event. A state event that
 // changes nothing isn't sent again: the one that is there is the answer.
 func (w *work) send(d draft) (*Event, error) {
-	if d.stateKey != nil && (d.typ == typeRetention || d.typ == typeRetentionMSC) {
+	if d.stateKey != nil && IsRetention(d.typ) {
 		if err := checkRetention(d.content); err != nil {
 			return nil, err
 		}

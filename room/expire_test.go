@@ -180,7 +180,7 @@ func TestRoomPoliciesThatAreNone(t *testing.T) {
 			t.Errorf("%s: %v", content, err)
 		}
 		// What another server lets through mustn't do harm.
-		if d := lifetimeIn([]byte(content)); d != timers.Forever && d < minLifetime {
+		if d := lifetimeIn([]byte(content)); d != timers.Forever && d < MinLifetime {
 			t.Errorf("%s is taken for %v", content, d)
 		}
 	}

@@ -73,6 +73,7 @@ func (n *Node) openAPIs(Options) error {
 	e := echo.New()
 	n.api.Register(e)
 	n.media.Register(e, n.api)
+	n.openExports(e)
 	if n.cfg.Federation {
 		if n.fed, err = federation.New(n.federationConfig()); err != nil {
 			return err
@@ -91,7 +92,7 @@ func (n *Node) openAPIs(Options) error {
 }
 
 func (n *Node) clientConfig() clientapi.Config {
-	c := clientapi.Config{ServerName: n.cfg.ServerName, Users: n.users, Rooms: n.rooms, Keys: n.e2e, Sync: n.sync, Clock: n.clk, Log: n.log,
+	c := clientapi.Config{ServerName: n.cfg.ServerName, Users: n.users, Rooms: n.rooms, Keys: n.e2e, Sync: n.sync, Lifetimes: n.timers.Book(), Clock: n.clk, Log: n.log,
 		Settings: clientapi.Settings{
 			PublicURL: n.publicURL(), SupportContact: n.cfg.SupportContact,
 			RegistrationToken: n.cfg.RegistrationToken, RegistrationOpen: n.cfg.RegistrationOpen, RegistrationSecret: n.cfg.RegistrationSecret,
