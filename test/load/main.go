@@ -6,6 +6,7 @@
 //	go run ./test/load -url … idle      many long-polls that wait
 //	go run ./test/load -url … initial   first sync of a user in many rooms
 //	go run ./test/load -url … rtp       calls: RTP through the server's SFU
+//	go run ./test/load cascade          calls across servers, simulated
 //
 // Mode rtp speaks the LiveKit client protocol, so it measures any server of
 // it: -url http://… is a homeserver that admits to calls, -url ws://… a server
@@ -42,6 +43,7 @@ type options struct {
 	encrypted          bool
 	printToken         bool
 	rtp                rtpOptions
+	sim                simOptions
 }
 
 func main() {
@@ -67,8 +69,12 @@ func main() {
 	flag.StringVar(&o.rtp.secret, "key-secret", "secret", "rtp: secret of that key")
 	flag.StringVar(&o.rtp.alternate, "alternate", "", "rtp: `URL` of a second server, measured in turn")
 	flag.IntVar(&o.rtp.alternatePID, "alternate-pid", 0, "rtp: process of the second server")
+	flag.StringVar(&o.sim.sizes, "sizes", "3x10,10x10,20x10,50x10", "cascade: calls to simulate, servers x users of each")
+	flag.IntVar(&o.sim.view, "view", 10, "cascade: pictures that a user sees, the first of them big")
+	flag.IntVar(&o.sim.mics, "mics", 10, "cascade: microphones that are on")
+	flag.BoolVar(&o.sim.own, "own-view", false, "cascade: everybody looks at others, instead of all at the same few")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "Usage: load [flags] send | idle | initial | rtp")
+		fmt.Fprintln(flag.CommandLine.Output(), "Usage: load [flags] send | idle | initial | rtp | cascade")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -95,8 +101,10 @@ func run(ctx context.Context, o options, mode string) error {
 		report, err = runInitial(ctx, o)
 	case "rtp":
 		report, err = runRTP(ctx, o)
+	case "cascade":
+		report, err = runCascade(ctx, o)
 	default:
-		return fmt.Errorf("say send, idle, initial or rtp, not %q", mode)
+		return fmt.Errorf("say send, idle, initial, rtp or cascade, not %q", mode)
 	}
 	if err != nil {
 		return err
