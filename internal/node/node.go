@@ -31,7 +31,9 @@ import (
 	"parley/keys/vault"
 	"parley/mediaapi"
 	"parley/privacy/datamap"
+	"parley/privacy/disclose"
 	"parley/privacy/erase"
+	"parley/privacy/export"
 	"parley/privacy/timers"
 	"parley/room"
 	"parley/storage"
@@ -66,28 +68,30 @@ type Node struct {
 	log     *slog.Logger
 	metrics *obs.Metrics
 
-	vault    *vault.Vault
-	kv       storage.KV
-	commit   *storage.Committer
-	intern   *intern.Table
-	hub      *notify.Hub
-	timers   *timers.Sweeper
-	plans    atomic.Pointer[[]config.Plan]
-	signer   *keys.Signer
-	ring     *keys.Ring
-	client   *fedclient.Client
-	sender   *sender.Sender
-	users    *user.Service
-	pusher   *push.Evaluator
-	rooms    *room.Service
-	e2e      *e2e.Service
-	media    *mediaapi.Service
-	erasures *erase.Service
-	blobs    *blob.Store
-	sync     *sync.Handler
-	api      *clientapi.API
-	fed      *federation.API
-	calls    *calls // nil without calls
+	vault       *vault.Vault
+	kv          storage.KV
+	commit      *storage.Committer
+	intern      *intern.Table
+	hub         *notify.Hub
+	timers      *timers.Sweeper
+	plans       atomic.Pointer[[]config.Plan]
+	signer      *keys.Signer
+	ring        *keys.Ring
+	client      *fedclient.Client
+	sender      *sender.Sender
+	users       *user.Service
+	pusher      *push.Evaluator
+	rooms       *room.Service
+	e2e         *e2e.Service
+	media       *mediaapi.Service
+	erasures    *erase.Service
+	disclosures *disclose.Service
+	exports     *export.Service
+	blobs       *blob.Store
+	sync        *sync.Handler
+	api         *clientapi.API
+	fed         *federation.API
+	calls       *calls // nil without calls
 
 	closers   []func() error // in the order of opening
 	handler   http.Handler
@@ -254,6 +258,10 @@ func (n *Node) Start() error {
 		return err
 	}
 	n.erasures.Start()
+	n.disclosures.Start()
+	if err := n.exports.Start(); err != nil {
+		return err
+	}
 	n.startTimers()
 	return n.listen()
 }

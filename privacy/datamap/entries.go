@@ -93,6 +93,8 @@ func serverEntries() []Entry {
 			Lifetime: "a day", Readers: byServer},
 		{What: "exports that people asked for", Families: []string{"ex"}, Personal: true, Sealed: KeyUser,
 			Lifetime: "a day", Readers: byOwner, Holds: []Kind{IDs}},
+		{What: "archives of exports, encrypted with OpenPGP to a key or passphrase that the server doesn't keep", Files: []string{"exports/*"}, Personal: true, Sealed: "OpenPGP",
+			Lifetime: "a day", Readers: byOwner},
 		{What: "the store's own numbering", Families: []string{"!h", "!c", "!i"}, Personal: false, Sealed: KeyNone,
 			Lifetime: "for ever", Readers: byServer},
 		{What: "the store: rows, with what deleted rows leave behind until their files are rewritten", Files: []string{"store/*"}, Personal: true, Sealed: "as its rows",
@@ -103,7 +105,7 @@ func serverEntries() []Entry {
 			Lifetime: "until replaced", Readers: byServer},
 		{What: "the operator's socket", Files: []string{"control.sock"}, Personal: false, Sealed: "nothing: it keeps nothing",
 			Lifetime: "while the server runs", Readers: byServer},
-		{What: "the ledger of disclosures: for each its number, day, legal basis and the hash of its package; whom it was about", Files: []string{"disclosures"}, Personal: true, Sealed: KeySystem,
-			Lifetime: "for ever: it is the proof that there were no others", Readers: "the operator", Holds: []Kind{IDs}},
+		{What: "the ledger of disclosures to authorities: number, day, legal basis, hash of what was handed out; whose account it was, under that user's key", Families: []string{"dc"}, Personal: true, Sealed: KeySystem,
+			Lifetime: "for ever: it is the proof that there were no others; whose account it was: as long as the account", Readers: "the operator", Holds: []Kind{IDs}},
 	}
 }
