@@ -73,7 +73,6 @@ func (n *Node) openAPIs(Options) error {
 	e := echo.New()
 	n.api.Register(e)
 	n.media.Register(e, n.api)
-	n.openExports(e)
 	if n.cfg.Federation {
 		if n.fed, err = federation.New(n.federationConfig()); err != nil {
 			return err
