@@ -66,6 +66,7 @@ func (n *Node) openAPIs(Options) error {
 		return err
 	}
 	n.openErasures()
+	n.openDisclosures()
 	n.sync = sync.New(sync.Config{Users: n.users, Rooms: n.rooms, Keys: n.e2e, Head: n.commit, Hub: n.hub, Clock: n.clk, Log: n.log})
 	if n.api, err = clientapi.New(n.clientConfig()); err != nil {
 		return err
@@ -73,6 +74,7 @@ func (n *Node) openAPIs(Options) error {
 	e := echo.New()
 	n.api.Register(e)
 	n.media.Register(e, n.api)
+	n.openExports(e)
 	if n.cfg.Federation {
 		if n.fed, err = federation.New(n.federationConfig()); err != nil {
 			return err
