@@ -522,7 +522,60 @@ func TestRemoteCacheLimit(t *testing.T) {
 	f.get(v1Download+local, "alice").ok()
 }
 
+// TestSameFileTwice: nothing that is stored, answered or listed shows that two
+// uploads are the same file, and sizes only say about how large it is.
+// Row OS9. Row M12.
+func TestSameFileTwice(t *testing.T) {
+	dir := t.TempDir()
+	f := newServer(t, func(c *Config) {
+		blobs, err := blob.Open(dir, blob.Options{})
+		must(t, err)
+		c.Blobs = blobs
+	})
+	content := bytes.Repeat([]byte("the same "), 10_000)
+	one, two := f.upload(content, "text/plain", "a.txt"), f.upload(content, "text/plain", "a.txt")
+	other := f.upload(content[:len(content)-100], "image/png", "b.png")
+	if one == two || f.get(v1Download+one, "bob").header.Get("ETag") == f.get(v1Download+two, "bob").header.Get("ETag") {
+		t.Error("the same address or tag")
+	}
+	seen, sizes := map[string]bool{}, map[int]bool{}
+	must(t, filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(p)
+		sizes[len(b)] = true
+		for ; len(b) >= 16; b = b[16:] {
+			if seen[string(b[:16])] {
+				t.Error("files have a block in common")
+			}
+			seen[string(b[:16])] = true
+		}
+		return err
+	}))
+	if len(sizes) != 1 {
+		t.Errorf("sizes on disk %v", sizes)
+	}
+	for _, file := range []string{one, two, other} {
+		if a := f.get(v1Download+file, "bob").ok(); !bytes.Equal(a.body, content[:len(a.body)]) || len(a.body) < len(content)-100 {
+			t.Error("another content")
+		}
+	}
+}
+
+func TestPaddedSizes(t *testing.T) {
+	last := int64(0)
+	for _, n := range []int64{0, 1, 4055, 4056, 4096, 5000, 65_536, 65_537, 1 << 20, 1<<20 + 1, 100 << 20, 100<<20 + 1, 5<<30 - 1} {
+		p := padded(n)
+		if p < n || p < last || n > 10_000 && float64(p-n) > 0.04*float64(n) || padded(p) != p {
+			t.Errorf("%d becomes %d", n, p)
+		}
+		last = p
+	}
+}
+
 // TestNothingReadableOnDisk looks for what people wrote in every byte.
+// Row OS9. Row OM14.
 func TestNothingReadableOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	kv, err := leveldb.Open(filepath.Join(dir, "kv"), leveldb.Options{})
@@ -540,6 +593,9 @@ func TestNothingReadableOnDisk(t *testing.T) {
 	f.get(v1Download+"canary.server/canaryremoteid", "alice").ok()
 	_, id, _ := strings.Cut(file, "/")
 	must(t, kv.CompactRange(ctx, storage.Range{}))
+	must(t, f.s.Close())
+	must(t, c.Close())
+	must(t, kv.Close())
 	must(t, filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

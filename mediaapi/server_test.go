@@ -63,7 +63,7 @@ func (fakeOrigin) Origin(r *http.Request) (mxid.ServerName, error) {
 
 // server is a repository on real HTTP.
 type server struct {
-	t      *testing.T
+	t      testing.TB
 	s      *Service
 	cfg    Config
 	clock  *clock.Fake
@@ -71,7 +71,7 @@ type server struct {
 	http   *httptest.Server
 }
 
-func newServer(t *testing.T, change ...func(*Config)) *server {
+func newServer(t testing.TB, change ...func(*Config)) *server {
 	t.Helper()
 	kv, err := leveldb.OpenMemory()
 	must(t, err)
@@ -136,7 +136,7 @@ func must(t testing.TB, err error) {
 
 // answer is a response that has been read.
 type answer struct {
-	t      *testing.T
+	t      testing.TB
 	status int
 	header http.Header
 	body   []byte

@@ -25,6 +25,9 @@ const (
 	frameSealed  = FramePlain + tagSize
 	streamHeader = 1 + 8 + 16
 	maxFrames    = 1 << 32 // the frame counter has 32 bits: 256 TiB
+	// atOnce is how many frames are read and written at once; more makes
+	// nothing faster.
+	atOnce = 4
 )
 
 // SealStream returns a writer that encrypts in 64 KiB frames to dst; Close
@@ -47,7 +50,7 @@ func (v *Vault) SealStream(ref Ref, dst io.Writer) (io.WriteCloser, error) {
 	if _, err := dst.Write(head); err != nil {
 		return nil, fmt.Errorf("seal stream: %w", err)
 	}
-	return &streamWriter{dst: dst, aead: aead, buf: make([]byte, 0, FramePlain)}, nil
+	return &streamWriter{dst: dst, aead: aead, buf: make([]byte, 0, atOnce*FramePlain+1)}, nil
 }
 
 // streamCipher derives the key of a stream. want, unless empty, is the key
@@ -80,35 +83,74 @@ func frameNonce(n uint64, last bool) (nonce [nonceSize]byte) {
 type streamWriter struct {
 	dst  io.Writer
 	aead cipher.AEAD
-	buf  []byte // plaintext of the frame that is being filled
-	out  []byte
-	n    uint64
-	err  error // sticky; io.ErrClosedPipe after Close
+	// buf is the plaintext of the frames that are being filled. A byte more
+	// than they hold shows that none of them is the last.
+	buf []byte
+	out []byte
+	n   uint64
+	err error // sticky; io.ErrClosedPipe after Close
 }
 
-// Write keeps a full frame back until more comes, as it may be the last.
 func (w *streamWriter) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 && w.err == nil {
-		if len(w.buf) == FramePlain {
+		if len(w.buf) == cap(w.buf) {
 			w.flush(false)
 			continue
 		}
-		k := copy(w.buf[len(w.buf):FramePlain], p)
+		k := copy(w.buf[len(w.buf):cap(w.buf)], p)
 		w.buf, p, written = w.buf[:len(w.buf)+k], p[k:], written+k
 	}
 	return written, w.err
 }
 
-func (w *streamWriter) flush(last bool) {
-	if w.n >= maxFrames {
-		w.err = errors.New("vault: stream too long")
-		return
+// ReadFrom is io.Copy without a buffer in between.
+func (w *streamWriter) ReadFrom(r io.Reader) (read int64, err error) {
+	for empty := 0; w.err == nil; {
+		if len(w.buf) == cap(w.buf) {
+			w.flush(false)
+			continue
+		}
+		n, err := r.Read(w.buf[len(w.buf):cap(w.buf)])
+		w.buf, read = w.buf[:len(w.buf)+n], read+int64(n)
+		if err == io.EOF {
+			return read, nil
+		}
+		if n > 0 {
+			empty = 0
+		} else if empty++; err == nil && empty == 100 {
+			err = io.ErrNoProgress
+		}
+		if err != nil {
+			return read, err
+		}
 	}
-	nonce := frameNonce(w.n, last)
-	w.out = w.aead.Seal(w.out[:0], nonce[:], w.buf, nil)
-	w.buf = w.buf[:0]
-	w.n++
+	return read, w.err
+}
+
+// flush writes the frames that there are; last says that the stream ends.
+func (w *streamWriter) flush(last bool) {
+	w.out = w.out[:0]
+	frames := w.buf[:min(len(w.buf), atOnce*FramePlain)]
+	over := w.buf[len(frames):]
+	if last {
+		frames, over = w.buf, nil
+	}
+	for rest := frames; ; {
+		if w.n >= maxFrames {
+			w.err = errors.New("vault: stream too long")
+			return
+		}
+		frame := rest[:min(len(rest), FramePlain)]
+		rest = rest[len(frame):]
+		nonce := frameNonce(w.n, last && len(rest) == 0)
+		w.out = w.aead.Seal(w.out, nonce[:], frame, nil)
+		w.n++
+		if len(rest) == 0 {
+			break
+		}
+	}
+	w.buf = w.buf[:copy(w.buf, over)]
 	_, w.err = w.dst.Write(w.out)
 }
 
@@ -208,17 +250,54 @@ func (r *streamReader) ReadAt(p []byte, off int64) (int, error) {
 	defer r.mu.Unlock()
 	done := 0
 	for done < len(p) && off < r.size {
+		k, err := r.whole(p[done:], off)
+		if err != nil {
+			return done, fmt.Errorf("read stream: %w", err)
+		}
+		if done, off = done+k, off+int64(k); k > 0 {
+			continue
+		}
 		f, err := r.frame(uint64(off / FramePlain))
 		if err != nil {
 			return done, fmt.Errorf("read stream: %w", err)
 		}
-		k := copy(p[done:], f[off%FramePlain:])
+		k = copy(p[done:], f[off%FramePlain:])
 		done, off = done+k, off+int64(k)
 	}
 	if done < len(p) {
 		return done, io.EOF
 	}
 	return done, nil
+}
+
+// whole opens frames that p holds as a whole right into it, several at once;
+// it returns 0 if there is none at this offset. Caller has mu.
+func (r *streamReader) whole(p []byte, off int64) (int, error) {
+	n := uint64(off / FramePlain)
+	if off%FramePlain != 0 || n >= r.last || len(p) < FramePlain {
+		return 0, nil
+	}
+	count := int(min(uint64(len(p)/FramePlain), r.last-n, atOnce))
+	r.grow(count * frameSealed)
+	if err := readAt(r.src, r.sealed, streamHeader+int64(n)*frameSealed); err != nil {
+		return 0, err
+	}
+	for i := range count {
+		nonce := frameNonce(n+uint64(i), false)
+		at := p[i*FramePlain : i*FramePlain : (i+1)*FramePlain]
+		if _, err := r.aead.Open(at, nonce[:], r.sealed[i*frameSealed:(i+1)*frameSealed], nil); err != nil {
+			return i * FramePlain, ErrCorrupt
+		}
+	}
+	return count * FramePlain, nil
+}
+
+// grow makes room for n sealed bytes.
+func (r *streamReader) grow(n int) {
+	if cap(r.sealed) < n {
+		r.sealed = make([]byte, n)
+	}
+	r.sealed = r.sealed[:n]
 }
 
 // frame opens one frame. Caller has mu, or is alone.
@@ -231,10 +310,7 @@ func (r *streamReader) frame(n uint64) ([]byte, error) {
 	if n == r.last {
 		size = int(r.size - int64(n)*FramePlain)
 	}
-	if cap(r.sealed) < size+tagSize {
-		r.sealed = make([]byte, size+tagSize)
-	}
-	r.sealed = r.sealed[:size+tagSize]
+	r.grow(size + tagSize)
 	if err := readAt(r.src, r.sealed, streamHeader+int64(n)*frameSealed); err != nil {
 		return nil, err
 	}

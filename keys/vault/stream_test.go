@@ -8,7 +8,7 @@ import (
 	"testing/iotest"
 )
 
-var streamSizes = []int{0, 1, 100, FramePlain - 1, FramePlain, FramePlain + 1, 3 * FramePlain, 3*FramePlain + 17}
+var streamSizes = []int{0, 1, 100, FramePlain - 1, FramePlain, FramePlain + 1, 3 * FramePlain, 3*FramePlain + 17, atOnce * FramePlain, atOnce*FramePlain + 1, 2*atOnce*FramePlain - 1, 2 * atOnce * FramePlain}
 
 func randomBytes(n int) []byte {
 	b := make([]byte, n)
@@ -23,6 +23,13 @@ func sealStream(t testing.TB, v *Vault, ref Ref, plain []byte, chunk int) []byte
 	w, err := v.SealStream(ref, &out)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if chunk < 0 { // read by the stream itself, in pieces as a network gives them
+		r := io.MultiReader(iotest.HalfReader(bytes.NewReader(plain[:len(plain)/2])), iotest.DataErrReader(bytes.NewReader(plain[len(plain)/2:])))
+		if n, err := io.Copy(w, r); n != int64(len(plain)) || err != nil {
+			t.Fatal(n, err)
+		}
+		plain = nil
 	}
 	for len(plain) > 0 {
 		n := min(chunk, len(plain))
@@ -53,7 +60,7 @@ func TestStream(t *testing.T) {
 	ref := Media([16]byte{1})
 	for _, size := range streamSizes {
 		plain := randomBytes(size)
-		for _, chunk := range []int{1000, FramePlain, 1 << 20} {
+		for _, chunk := range []int{-1, 1000, FramePlain, 1 << 20} {
 			b := sealStream(t, v, ref, plain, chunk)
 			if int64(len(b)) != SealedSize(int64(size)) {
 				t.Errorf("size %d: sealed %d, SealedSize %d", size, len(b), SealedSize(int64(size)))
