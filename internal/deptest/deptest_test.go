@@ -19,7 +19,7 @@ var layers = map[string]int{
 
 	"keys": 1, "keys/vault": 1, "keys/pgp": 1, "storage": 1, "storage/leveldb": 1, "storage/postgres": 1,
 	"storage/blob": 1, "storage/intern": 1, "storage/disk": 0, "storage/disk/simdisk": 0, "storage/storagetest": 1,
-	"privacy/datamap": 1, "privacy/erase": 4, "privacy/export": 4, "privacy/backup": 3, "internal/privscan": 2, "privacy/timers": 1, "internal/notify": 1, "internal/config": 1, "internal/portmux": 1,
+	"privacy/datamap": 1, "privacy/disclose": 4, "privacy/erase": 4, "privacy/export": 4, "privacy/backup": 3, "internal/privscan": 2, "privacy/timers": 1, "internal/notify": 1, "internal/config": 1, "internal/portmux": 1,
 
 	"sfu/forward": 2, "sfu/transport": 2, "sfu/sdp": 2, "sfu/media": 3, "sfu/signal": 4, "sfu/sfutest": 3, "sfu/signal/wire": 4, "sfu/turn": 4, "sfu/cascade": 4, "clientapi/rtc": 4,
 
@@ -29,7 +29,7 @@ var layers = map[string]int{
 
 	"clientapi": 4, "clientapi/sync": 4, "federation": 4, "federation/sender": 4, "mediaapi": 4,
 
-	"internal/node": 6, "internal/testnet": 6, "cmd/parley": 6, "cmd/parley-conformance": 6, "admin": 5,
+	"internal/node": 6, "internal/testnet": 6, "cmd/parley": 6, "cmd/parley-conformance": 6, "admin": 5, "web": 5,
 	"internal/deptest": 6,
 }
 

@@ -74,7 +74,9 @@ func (n *Node) openAPIs(Options) error {
 	e := echo.New()
 	n.api.Register(e)
 	n.media.Register(e, n.api)
-	n.openExports(e)
+	if err := n.openExports(e); err != nil {
+		return err
+	}
 	if n.cfg.Federation {
 		if n.fed, err = federation.New(n.federationConfig()); err != nil {
 			return err
