@@ -134,6 +134,9 @@ func (p *Publisher) bye(body []byte, n int) {
 // Tick does what is due: NACKs, keyframe requests, receiver reports and
 // transport-wide feedback, and the timers of the tracks. Call it every 5 ms.
 func (p *Publisher) Tick(now int64) {
+	if len(p.bindings) == 0 {
+		return
+	}
 	rtt := p.rtt()
 	for _, b := range p.bindings {
 		b.track.tick(now)

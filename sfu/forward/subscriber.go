@@ -401,6 +401,9 @@ func (s *Subscriber) resend(d *DownTrack, seq uint16, now int64) {
 // Tick does what is due: paced packets, probes, sender reports, allocation.
 // Call it every 5 ms.
 func (s *Subscriber) Tick(now int64) {
+	if s.videos == 0 && !s.dirty && now < s.nextAllocate {
+		return // sound alone isn't paced, and its reports can wait so long
+	}
 	s.resends = maxResends
 	s.bandwidth.tick(now)
 	s.drain(now)
