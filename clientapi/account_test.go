@@ -22,6 +22,9 @@ func TestDiscovery(t *testing.T) {
 	if caps.at("capabilities", "m.room_versions", "default") != "12" || caps.at("capabilities", "m.room_versions", "available", "1") != "stable" {
 		t.Errorf("capabilities %s", caps.Raw)
 	}
+	if caps.at("capabilities", "io.element.msc4452.preview_url", "enabled") != false {
+		t.Errorf("previews of links: %s", caps.Raw)
+	}
 	bare := newServer(t, func(c *Config) { c.Settings.PublicURL, c.Settings.SupportContact = "", "" })
 	bare.send("GET", "/.well-known/matrix/client", "", nil).fails(404, "M_NOT_FOUND")
 	bare.send("GET", "/.well-known/matrix/support", "", nil).fails(404, "M_NOT_FOUND")

@@ -93,6 +93,8 @@ func (a *API) capabilities(r *request) (any, error) {
 		"m.3pid_changes":             off,
 		"m.forget_forced_upon_leave": off,
 		"m.delayed_events":           delayLimits(),
+		// Package mediaapi answers accordingly. spec: MSC4452
+		"io.element.msc4452.preview_url": off,
 
 		"org.matrix.msc4140.delayed_events": delayLimits(),
 	}

@@ -10,6 +10,7 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -761,11 +762,18 @@ func TestSuspendedUsersOnlyRead(t *testing.T) {
 	f.do("POST", "/_matrix/media/v1/create", "suspended", nil).fails(403, "M_USER_SUSPENDED")
 }
 
+// TestNoURLPreview: links aren't visited, and clients are told, but not
+// strangers. Row CO16.
 func TestNoURLPreview(t *testing.T) {
 	f := newServer(t)
-	for _, p := range []string{"/_matrix/client/v1/media/preview_url", v3 + "preview_url"} {
-		if a := f.get(p+"?url=http://127.0.0.1/", "alice"); a.status != http.StatusNotFound {
-			t.Errorf("%s: %d", p, a.status)
-		}
+	visited := make(chan string, 10)
+	trap := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { visited <- r.URL.Path }))
+	defer trap.Close()
+	for _, p := range []string{"/_matrix/client/v1/media/preview_url", v3 + "preview_url", "/_matrix/media/r0/preview_url"} {
+		f.get(p+"?url="+urlQuery(trap.URL+"/canary"), "alice").fails(403, "M_FORBIDDEN")
+		f.get(p, "").fails(401, "M_MISSING_TOKEN")
+	}
+	if len(visited) > 0 {
+		t.Error("the server went there")
 	}
 }

@@ -56,6 +56,7 @@ func (s *Service) Register(e *echo.Echo, auth Authenticator) {
 	get(v1+"/download"+file+"/:fileName", asUser(s.download))
 	get(v1+"/thumbnail"+file, asUser(s.thumbnail))
 	e.GET(v1+"/config", authed(s.config))
+	e.GET(v1+"/preview_url", authed(noPreview))
 
 	// A suspended user may look at files, but not add any.
 	active := func(h func(echo.Context, user.Session) error) echo.HandlerFunc {
@@ -72,6 +73,7 @@ func (s *Service) Register(e *echo.Echo, auth Authenticator) {
 		e.POST(old+"/upload", active(s.upload))
 		e.PUT(old+"/upload"+file, active(s.uploadTo))
 		e.GET(old+"/config", authed(s.config))
+		e.GET(old+"/preview_url", authed(noPreview))
 		get(old+"/download"+file, s.legacy(s.download))
 		get(old+"/download"+file+"/:fileName", s.legacy(s.download))
 		get(old+"/thumbnail"+file, s.legacy(s.thumbnail))
@@ -91,6 +93,13 @@ func (s *Service) legacy(h func(echo.Context, asker) error) echo.HandlerFunc {
 // config is GET /config.
 func (s *Service) config(c echo.Context, _ user.Session) error {
 	return c.JSON(http.StatusOK, map[string]int64{"m.upload.size": s.cfg.MaxUpload})
+}
+
+// noPreview is GET /preview_url: the server doesn't visit what people write
+// about, in encrypted rooms or others, and the capabilities say so.
+// spec: MSC4452
+func noPreview(echo.Context, user.Session) error {
+	return httpx.Forbidden("This server doesn't look at links")
 }
 
 // RegisterFederation adds the endpoints for other servers.

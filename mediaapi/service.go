@@ -15,6 +15,7 @@
 // another server.
 //
 // URLs are not previewed: the server would visit whatever people write about.
+// Clients are told so.
 //
 // spec: client-server API, "Content Repository"; server-server API, "Content
 // Repository"
