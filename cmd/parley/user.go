@@ -16,7 +16,7 @@ import (
 
 func userCommand() *command {
 	return &command{
-		name: "user", args: "add NAME [--password-stdin] [--admin] [--plan PLAN] [--for TIME] | plan NAME PLAN | deactivate NAME", short: "make, change or end accounts",
+		name: "user", args: "add NAME [--password-stdin] [--admin] [--plan PLAN] [--for TIME] | plan NAME PLAN | deactivate NAME | import FILE --server URL --name NAME", short: "make, change or end accounts",
 		long: `
 user add NAME         makes the account @NAME:server and prints a random
                       password, or takes one from standard input; --plan gives
@@ -26,8 +26,16 @@ user plan NAME PLAN   gives it another plan, or "none": what it has stored
                       follows
 user deactivate NAME  ends an account for ever: it can't log in any more, its
                       devices and keys go
+user import FILE      puts an archive that somebody exported from their
+                      account into another account, on this or any other
+                      Matrix server, as --name at the --server: profile,
+                      account data, key backup, files; events become files in
+                      a room. Standard input has the account's password on the
+                      first line and the archive's passphrase, or that of the
+                      --key file, on the second
 
-Works while the server runs and while it doesn't.`,
+Works while the server runs and while it doesn't; import needs the server that
+it imports to.`,
 		run: runUser,
 	}
 }
@@ -36,11 +44,15 @@ func runUser(ctx context.Context, a *args) error {
 	var path, life string
 	var stdin bool
 	var u admin.NewUser
+	var in importFlags
 	rest, err := a.parse(func(f *flag.FlagSet) {
 		configFlag(f, &path)
 		f.BoolVar(&stdin, "password-stdin", false, "read the password from standard input, one line")
 		f.BoolVar(&u.Admin, "admin", false, "may use the administration API")
 		f.StringVar(&u.Plan, "plan", "", "`name` of a plan in retention.plans")
+		f.StringVar(&in.server, "server", "", "import: the server's `URL`, as https://example.org")
+		f.StringVar(&in.name, "name", "", "import: the account's user `name`")
+		f.StringVar(&in.key, "key", "", "import: private OpenPGP key `file`; without it, the archive has a passphrase")
 		f.StringVar(&life, "for", config.Forever, "erase the account after this `time`, such as 7d")
 	})
 	if err != nil {
@@ -57,6 +69,8 @@ func runUser(ctx context.Context, a *args) error {
 	}
 	u.Localpart = rest[1]
 	switch rest[0] {
+	case "import":
+		return in.run(ctx, a, rest[1])
 	case "add":
 		return addUser(ctx, a, path, u, stdin)
 	case "deactivate":
@@ -68,7 +82,7 @@ func runUser(ctx context.Context, a *args) error {
 			return nil
 		})
 	}
-	return a.usage("add, plan or deactivate, not %q", rest[0])
+	return a.usage("add, plan, deactivate or import, not %q", rest[0])
 }
 
 func setPlan(ctx context.Context, a *args, path, name, plan string) error {

@@ -262,3 +262,73 @@ func TestExportRefusals(t *testing.T) {
 		t.Errorf("without a token: %d", res.StatusCode)
 	}
 }
+
+// Row OS18. What was exported goes into a fresh server; an archive that was
+// changed or cut doesn't.
+func TestImport(t *testing.T) {
+	s := startServer(t, t.TempDir())
+	defer s.Close(context.Background())
+	planted := live(t, s)
+	p := owner(t, s, planted)
+	var version struct {
+		Version string `json:"version"`
+	}
+	p.json("POST", "/_matrix/client/v3/room_keys/version", map[string]any{"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": map[string]any{"public_key": "x"}}, &version)
+	var d export.Data
+	p.do("GET", accountPath+"/data", "", nil, &d)
+	sessions := map[string]any{}
+	for i := range 600 {
+		sessions[fmt.Sprint("session", i)] = map[string]any{"first_message_index": 0, "forwarded_count": 0, "is_verified": true, "session_data": map[string]any{"ciphertext": fmt.Sprint("canary key ", i)}}
+	}
+	p.json("PUT", "/_matrix/client/v3/room_keys/keys?version="+version.Version, map[string]any{"rooms": map[string]any{string(d.Rooms[0].ID): map[string]any{"sessions": sessions}}}, nil)
+	_, archive := fetch(t, p, exported(t, p), "")
+
+	fresh := startServer(t, t.TempDir())
+	defer fresh.Close(context.Background())
+	if _, err := fresh.Users().Register(t.Context(), "newname", "another password", false, false); err != nil {
+		t.Fatal(err)
+	}
+	to := export.Target{URL: fresh.http, HTTP: http.DefaultClient, Clock: fresh.Clock()}
+	if err := to.Login(t.Context(), "newname", "another password"); err != nil {
+		t.Fatal(err)
+	}
+	open := func(b []byte) func() (io.Reader, error) {
+		return func() (io.Reader, error) {
+			with := &pgp.Identities{}
+			with.AddPassphrase(exportPassphrase)
+			return pgp.Decrypt(bytes.NewReader(b), with)
+		}
+	}
+	flipped := bytes.Clone(archive)
+	flipped[len(flipped)/2] ^= 1
+	for what, bad := range map[string][]byte{"flipped": flipped, "cut": archive[:len(archive)-100], "empty": nil} {
+		if _, err := export.Import(t.Context(), open(bad), to); err == nil {
+			t.Errorf("a %s archive was imported", what)
+		}
+	}
+	done, err := export.Import(t.Context(), open(archive), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done.Profile < 2 || done.AccountData < 1 || done.Sessions != 600 || done.Files != 1 || done.Rooms < 1 {
+		t.Errorf("imported %+v", *done)
+	}
+	q := &person{t: t, s: fresh, http: http.DefaultClient, agent: "test", token: to.Token}
+	var got export.Data
+	q.do("GET", accountPath+"/data", "", nil, &got)
+	raw, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"display name", "status", "account data", "file name"} {
+		if !strings.Contains(string(raw), planted.sealed[what]) {
+			t.Errorf("the %s didn't come over", what)
+		}
+	}
+	if got.Backup == nil || got.Backup.Count != 600 || len(got.Files) < 2 || len(got.Rooms) != 1 {
+		t.Errorf("backup %+v, %d files, %d rooms", got.Backup, len(got.Files), len(got.Rooms))
+	}
+	if err := to.Logout(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
