@@ -25,6 +25,9 @@ type Grant struct {
 	// one of MSC4195 for the others.
 	First string
 
+	// Note is told to Presence and means nothing to anybody else.
+	Note string
+
 	// Sources limits what may be published; empty is no limit.
 	Sources []media.Source
 
@@ -59,7 +62,7 @@ const (
 // Presence is told who takes part: Joined once per participant, then Gone once.
 // Calls come from the call's actor in order and must not block.
 type Presence interface {
-	Joined(room, identity string)
+	Joined(room, identity, note string)
 	Gone(room, identity string, why Why)
 }
 

@@ -104,7 +104,7 @@ func (c *Call) join(g Grant, j Join, sig Signal) (*Session, error) {
 	p.send(joined)
 	p.renewToken()
 	if c.server.cfg.Presence != nil && g.Via == "" {
-		c.server.cfg.Presence.Joined(c.name, p.identity)
+		c.server.cfg.Presence.Joined(c.name, p.identity, g.Note)
 	}
 	p.handOver()
 	p.begin(j)

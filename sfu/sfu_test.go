@@ -29,7 +29,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, clk: clock.NewFake(time.Unix(1_700_000_000, 0)), media: &sfutest.Media{}, presence: &presence{}}
-	w.tokens = signal.NewTokens(w.clk)
+	w.tokens = signal.NewTokens(nil, w.clk)
 	w.server = sfu.NewServer(sfu.Config{Media: w.media, Tokens: w.tokens, Data: signal.Packets{}, Presence: w.presence,
 		Clock: w.clk, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	t.Cleanup(w.server.Close)
@@ -43,7 +43,7 @@ type presence struct {
 
 func (p *presence) add(s string) { p.mu.Lock(); p.all = append(p.all, s); p.mu.Unlock() }
 
-func (p *presence) Joined(_, identity string)            { p.add("+" + identity) }
+func (p *presence) Joined(_, identity, _ string)         { p.add("+" + identity) }
 func (p *presence) Gone(_, identity string, why sfu.Why) { p.add(fmt.Sprintf("-%s %d", identity, why)) }
 
 func (p *presence) list() []string { p.mu.Lock(); defer p.mu.Unlock(); return slices.Clone(p.all) }

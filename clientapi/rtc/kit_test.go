@@ -72,7 +72,7 @@ func newWorld(t *testing.T) *world {
 	}
 	var err error
 	w.svc, err = New(Config{ServerName: self, PublicURL: "https://matrix.example.org", Calls: (*calls)(w), Rooms: w, Delays: (*delays)(w),
-		Users: w, Remote: w, Limits: w, Clock: w.clk, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		Users: w, Remote: w, Limits: w, NoteKey: make([]byte, NoteKey), Clock: w.clk, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,6 +259,19 @@ func (d *delays) do(what, id string) error {
 		delete(d.delays, id)
 	}
 	return nil
+}
+
+func (d *delays) List(_ context.Context, u mxid.UserID) (out []room.DelayedEvent, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, ev := range d.delays {
+		if ev.User == u {
+			e := *ev
+			e.ID = id
+			out = append(out, e)
+		}
+	}
+	return out, nil
 }
 
 func (d *delays) Restart(_ context.Context, id string) error { return d.do("restart", id) }

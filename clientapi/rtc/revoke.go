@@ -81,8 +81,14 @@ func (s *Service) revoke(out []*place) {
 // Joined is told by the SFU that a participant has come. Whoever has a token
 // that we don't know of any more, or has lost the right to it meanwhile, is put
 // out again.
-func (s *Service) Joined(alias, identity string) {
-	p := s.places.connect(key{alias, identity})
+func (s *Service) Joined(alias, identity, note string) {
+	k := key{alias, identity}
+	p := s.places.connect(k)
+	back := p == nil
+	var e entry
+	if back {
+		p, e = s.returned(k, note)
+	}
 	s.spawn(func(ctx context.Context) {
 		if p == nil {
 			s.cfg.Calls.Kick(alias, identity)
@@ -91,6 +97,9 @@ func (s *Service) Joined(alias, identity string) {
 		if ok, err := s.joined(ctx, p.room, p.user); err == nil && !ok {
 			s.revoke([]*place{p})
 			return
+		}
+		if back {
+			s.welcome(ctx, p, e)
 		}
 		s.restart(ctx, p)
 	})

@@ -275,8 +275,8 @@ func (w *world) enter() (phone, laptop, bobs key) {
 			w.t.Fatalf("%d %v", r.status, r.body)
 		}
 	}
-	w.svc.Joined(phone.alias, phone.identity)
-	w.svc.Joined(laptop.alias, laptop.identity)
+	w.svc.Joined(phone.alias, phone.identity, "")
+	w.svc.Joined(laptop.alias, laptop.identity, "")
 	w.quiet()
 	if len(w.kicked) != 0 {
 		w.t.Fatal("kicked at once")
@@ -354,19 +354,19 @@ func TestComingBack(t *testing.T) {
 	phone, laptop, _ := w.enter()
 	w.svc.Gone(phone.alias, phone.identity, sfu.Left)
 	w.clk.Advance(TokenLifetime)
-	w.svc.Joined(phone.alias, phone.identity) // in time
+	w.svc.Joined(phone.alias, phone.identity, "") // in time
 	w.quiet()
 	if len(w.kicked) != 0 {
 		t.Fatal("kicked although the token is good")
 	}
 	w.set(alice, room.Leave) // but nobody told us
 	w.svc.Gone(phone.alias, phone.identity, sfu.Lost)
-	w.svc.Joined(phone.alias, phone.identity)
+	w.svc.Joined(phone.alias, phone.identity, "")
 	w.quiet()
 	if !w.kicks(phone) {
 		t.Error("not put out although no longer in the room")
 	}
-	w.svc.Joined("strange", "identity")
+	w.svc.Joined("strange", "identity", "")
 	w.quiet()
 	if !w.kicks(key{"strange", "identity"}) {
 		t.Error("a stranger stays")
@@ -388,7 +388,7 @@ func TestPlacesAreBounded(t *testing.T) {
 	if r := w.post("/livekit/jwt/sfu/get", legacy(bob, "bobs", "TABLET")); r.status != 200 {
 		t.Errorf("somebody else: %d", r.status)
 	}
-	w.svc.Joined(alias(aRoom, "m.call#ROOM"), identity(alice, "PHONE", "7"))
+	w.svc.Joined(alias(aRoom, "m.call#ROOM"), identity(alice, "PHONE", "7"), "")
 	if id, ok := w.svc.RoomOf(alias(aRoom, "m.call#ROOM")); !ok || id != aRoom {
 		t.Error("the room of a call isn't known")
 	}
@@ -433,7 +433,7 @@ func TestDelegatedLeave(t *testing.T) {
 			if len(w.doings()) != 0 {
 				t.Error("restarted before anybody came")
 			}
-			w.svc.Joined(call, who)
+			w.svc.Joined(call, who, "")
 			for i := range 4 {
 				w.until("restarted", func() bool { return len(w.did) == i+1 })
 				w.quiet()
@@ -466,7 +466,7 @@ func TestDelegationAndTheSFU(t *testing.T) {
 		do   func(w *world)
 		want []string
 	}{
-		"replaced by itself": {func(w *world) { w.svc.Gone(call, who, sfu.Replaced); w.svc.Joined(call, who) }, []string{"restart leave", "restart leave"}},
+		"replaced by itself": {func(w *world) { w.svc.Gone(call, who, sfu.Replaced); w.svc.Joined(call, who, "") }, []string{"restart leave", "restart leave"}},
 		"shutdown":           {func(w *world) { w.svc.Gone(call, who, sfu.Shutdown) }, []string{"restart leave"}},
 		"failed":             {func(w *world) { w.svc.Gone(call, who, sfu.Failed) }, []string{"restart leave", "send leave"}},
 		"kicked by the SFU":  {func(w *world) { w.svc.Gone(call, who, sfu.Kicked) }, []string{"restart leave", "send leave"}},
@@ -490,7 +490,7 @@ func TestDelegationAndTheSFU(t *testing.T) {
 			if r := w.post("/livekit/jwt/get_token", body("leave")); r.status != 200 {
 				t.Fatalf("%d %v", r.status, r.body)
 			}
-			w.svc.Joined(call, who)
+			w.svc.Joined(call, who, "")
 			w.waitDid(1)
 			w.quiet()
 			tt.do(w)
@@ -518,7 +518,7 @@ func TestFailingStore(t *testing.T) {
 	call, who := alias(aRoom, "m.call#ROOM"), identity(alice, "PHONE", "m1")
 	w.post("/livekit/jwt/get_token", with(ask(alice, "alices", "PHONE", "m1"), obj{"delay_id": "leave", "delay_timeout": 3600000}))
 	w.failing = errStore
-	w.svc.Joined(call, who)
+	w.svc.Joined(call, who, "")
 	w.waitDid(1)
 	w.clk.Advance(retryTime)
 	w.waitDid(2)

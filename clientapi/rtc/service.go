@@ -2,6 +2,7 @@ package rtc
 
 import (
 	"context"
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -46,6 +47,7 @@ type Delays interface {
 	Find(ctx context.Context, id string) (room.DelayedEvent, error)
 	Restart(ctx context.Context, id string) error
 	Send(ctx context.Context, id string) error
+	List(ctx context.Context, user mxid.UserID) ([]room.DelayedEvent, error)
 }
 
 // Users is what rtc needs of package user.
@@ -81,6 +83,10 @@ type Config struct {
 	Remote    Remote  // nil: federation is off
 	Cascade   Cascade // nil: no links to other servers
 	Limits    Limiter
+	// NoteKey seals what a token says of its bearer, NoteKey bytes; with the
+	// same one after a restart, clients can come back. nil: they must ask for
+	// new tokens.
+	NoteKey []byte
 	Clock     clock.Clock
 	Log       *slog.Logger
 }
@@ -91,6 +97,7 @@ type Service struct {
 	media   string // URL of the SFU
 	places  *registry
 	lookups *turns
+	sealer  cipher.AEAD // of notes; nil without a key
 
 	ctx     context.Context // ends with Close
 	end     context.CancelFunc
@@ -110,6 +117,9 @@ func New(cfg Config) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, media: media, places: newRegistry(), lookups: newTurns()}
+	if s.sealer, err = newSealer(cfg.NoteKey); err != nil {
+		return nil, err
+	}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -212,7 +222,7 @@ func (s *Service) admit(ctx context.Context, e entry) (answer, error) {
 	// spec: MSC4195, "LiveKit JWT Permission Grants"
 	publish := e.everybody || s.local(e.user) && e.via == ""
 	g := sfu.Grant{Room: p.alias, Identity: p.identity, CanPublish: publish, CanSubscribe: true,
-		CanPublishData: publish, CanUpdateMetadata: publish, Via: string(e.via), Expires: s.cfg.Clock.Now().Add(TokenLifetime)}
+		CanPublishData: publish, CanUpdateMetadata: publish, Via: string(e.via), Note: s.seal(e, p.key), Expires: s.cfg.Clock.Now().Add(TokenLifetime)}
 	if e.via != "" {
 		g.First = legacyIdentity(e.user, e.device)
 	}

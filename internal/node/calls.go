@@ -49,9 +49,9 @@ func (c *calls) Kick(room, identity string) {
 }
 
 // Joined passes on that a participant has come.
-func (c *calls) Joined(room, identity string) {
+func (c *calls) Joined(room, identity, note string) {
 	if c.presence != nil {
-		c.presence.Joined(room, identity)
+		c.presence.Joined(room, identity, note)
 	}
 }
 
@@ -67,7 +67,11 @@ func (n *Node) openCalls(o Options) error {
 	if !n.cfg.CallsUDP.IsValid() || o.Offline {
 		return nil
 	}
-	c := &calls{tokens: signal.NewTokens(n.clk)}
+	key, err := n.vault.Secret("tokens of calls", signal.TokenKey)
+	if err != nil {
+		return err
+	}
+	c := &calls{tokens: signal.NewTokens(key, n.clk)}
 	t, err := n.openTransport(c)
 	if err != nil {
 		return err

@@ -37,6 +37,10 @@ func (n *Node) openRTC(e *echo.Echo) error {
 	if n.calls.cascade != nil {
 		cfg.Cascade = n.calls.cascade
 	}
+	var err error
+	if cfg.NoteKey, err = n.vault.Secret("notes in tokens of calls", rtc.NoteKey); err != nil {
+		return err
+	}
 	s, err := rtc.New(cfg)
 	if err != nil {
 		return err

@@ -74,7 +74,7 @@ func (w *world) start(name mxid.ServerName) *server {
 	must(w.t, err)
 	tr, err := transport.Open(transport.Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), TCP: tcp, Loopback: true, Shards: 1, Log: log, Clock: clock.Real{}})
 	must(w.t, err)
-	s := &server{w: w, name: name, transport: tr, tokens: signal.NewTokens(clock.Real{})}
+	s := &server{w: w, name: name, transport: tr, tokens: signal.NewTokens(nil, clock.Real{})}
 	engine := media.NewEngine(media.Config{Transport: tr, Log: log, Clock: clock.Real{}, Together: true})
 	s.cascade = New(Config{ServerName: name, Engine: engine, Federation: federation{s}, Rooms: rooms{s}, Guard: anywhere{}, Data: signal.Packets{}, Clock: clock.Real{}, Log: log})
 	s.sfu = sfu.NewServer(sfu.Config{Media: sfu.NewMedia(engine), Tokens: s.tokens, Data: signal.Packets{}, Cascade: s.cascade, Clock: clock.Real{}, Log: log})

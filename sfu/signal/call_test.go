@@ -36,7 +36,7 @@ func newRealWorld(t *testing.T) *world {
 	}
 	t.Cleanup(packets.Close)
 	w := &world{t: t, clk: clock.NewFake(time.Now())}
-	w.tokens = signal.NewTokens(clock.Real{})
+	w.tokens = signal.NewTokens(nil, clock.Real{})
 	w.server = sfu.NewServer(sfu.Config{Media: sfu.NewMedia(media.NewEngine(media.Config{Transport: packets, Log: log, Clock: clock.Real{}})),
 		Tokens: w.tokens, Data: signal.Packets{}, Clock: clock.Real{}, Log: log})
 	w.http = httptest.NewServer(http.StripPrefix("/base", signal.New(signal.Config{Server: w.server, Tokens: w.tokens, Clock: clock.Real{}, Log: log})))

@@ -140,7 +140,7 @@ func FuzzPackets(f *testing.F) {
 }
 
 func FuzzToken(f *testing.F) {
-	tokens := NewTokens(clock.Real{})
+	tokens := NewTokens(nil, clock.Real{})
 	good, err := tokens.Mint(sfu.Grant{Room: "r", Identity: "i", Expires: time.Now().Add(time.Hour)})
 	if err != nil {
 		f.Fatal(err)

@@ -42,7 +42,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, clk: clock.NewFake(time.Now()), media: &sfutest.Media{}}
-	w.tokens = signal.NewTokens(w.clk)
+	w.tokens = signal.NewTokens(nil, w.clk)
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	w.server = sfu.NewServer(sfu.Config{Media: w.media, Tokens: w.tokens, Data: signal.Packets{}, Clock: w.clk, Log: log})
 	w.http = httptest.NewServer(http.StripPrefix("/base", signal.New(signal.Config{Server: w.server, Tokens: w.tokens, Clock: w.clk, Log: log})))

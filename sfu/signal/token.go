@@ -28,8 +28,11 @@ const maxToken = 32 << 10
 // errToken is told for every bad token, whatever is bad about it.
 var errToken = errors.New("invalid token")
 
+// TokenKey is the length of the key of tokens, in bytes.
+const TokenKey = 32
+
 // Tokens mints and checks the tokens that open calls: JWTs (HS256) under a key
-// that is made at start and never leaves the process. Safe for concurrent use.
+// that nobody else knows. Safe for concurrent use.
 type Tokens struct {
 	key   []byte
 	clock clock.Clock
@@ -46,11 +49,17 @@ type revocation struct {
 	at     time.Time
 }
 
-// NewTokens makes a key.
-func NewTokens(c clock.Clock) *Tokens {
-	t := &Tokens{key: make([]byte, 32), clock: c, revoked: map[who]revocation{}}
-	_, _ = rand.Read(t.key) // never fails
-	return t
+// NewTokens uses a key of TokenKey bytes, or makes one if key is nil. With the
+// key of before a restart, tokens of before are good, even revoked ones:
+// whoever is told of those who join must look at them.
+func NewTokens(key []byte, c clock.Clock) *Tokens {
+	if key == nil {
+		key = make([]byte, TokenKey)
+		_, _ = rand.Read(key) // never fails
+	}
+	// Serials go on rising after a restart: fewer than one a microsecond are
+	// used.
+	return &Tokens{key: key, clock: c, serial: uint64(max(c.Now().UnixMicro(), 0)), revoked: map[who]revocation{}}
 }
 
 // claims is the payload, in the names of the protocol. Absent permissions are
@@ -64,6 +73,7 @@ type claims struct {
 	Name       string            `json:"name,omitempty"`
 	Metadata   string            `json:"metadata,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"`
+	Note       string            `json:"note,omitempty"`
 	Video      video             `json:"video"`
 }
 
@@ -131,7 +141,7 @@ func (t *Tokens) Mint(g sfu.Grant) (string, error) {
 		g.Expires = limit
 	}
 	c := claims{Issuer: issuer, Subject: g.Identity, NotBefore: now.Unix(), Expires: g.Expires.Unix(), Serial: t.next(),
-		Name: g.Name, Metadata: g.Metadata, Attributes: g.Attributes,
+		Name: g.Name, Metadata: g.Metadata, Attributes: g.Attributes, Note: g.Note,
 		Video: video{RoomJoin: true, Room: g.Room, CanPublish: g.CanPublish, CanSubscribe: g.CanSubscribe,
 			CanPublishData: g.CanPublishData, CanUpdateMetadata: g.CanUpdateMetadata, Via: g.Via, First: g.First}}
 	for _, s := range g.Sources {
@@ -160,7 +170,7 @@ func (t *Tokens) Parse(token string) (sfu.Grant, error) {
 	}
 	g := sfu.Grant{Room: c.Video.Room, Identity: c.Subject, Name: c.Name, CanPublish: c.Video.CanPublish, CanSubscribe: c.Video.CanSubscribe,
 		CanPublishData: c.Video.CanPublishData, CanUpdateMetadata: c.Video.CanUpdateMetadata, Via: c.Video.Via, First: c.Video.First,
-		Metadata: c.Metadata, Attributes: c.Attributes, Expires: time.Unix(c.Expires, 0), Serial: c.Serial}
+		Metadata: c.Metadata, Attributes: c.Attributes, Note: c.Note, Expires: time.Unix(c.Expires, 0), Serial: c.Serial}
 	for _, name := range c.Video.Sources {
 		for s, n := range sourceNames {
 			if n == name {

@@ -19,7 +19,7 @@ import (
 // TestTokenDecodesAsPlainBase64: Element Call gives the payload to atob.
 func TestTokenDecodesAsPlainBase64(t *testing.T) {
 	clk := clock.NewFake(time.Unix(1_700_000_000, 0))
-	tokens := signal.NewTokens(clk)
+	tokens := signal.NewTokens(nil, clk)
 	for _, identity := range []string{"@a:b", "~~~~~~", "??????", ">>>>>>", "ÿÿÿþþ", "日本語", "😀😀😀", "a\x7f\x7f\x7f", "\\\"<&>\u2028", "@x:example.org:DEV~ICE?"} {
 		for pad := range 3 { // every alignment
 			g := sfu.Grant{Room: strings.Repeat("r", pad+1), Identity: identity, Name: identity, Metadata: identity, CanPublish: true,
@@ -51,7 +51,7 @@ func TestTokenDecodesAsPlainBase64(t *testing.T) {
 
 func TestTokensAreChecked(t *testing.T) {
 	clk := clock.NewFake(time.Unix(1_700_000_000, 0))
-	tokens, others := signal.NewTokens(clk), signal.NewTokens(clk)
+	tokens, others := signal.NewTokens(nil, clk), signal.NewTokens(nil, clk)
 	g := sfu.Grant{Room: "r", Identity: "i", Expires: clk.Now().Add(24 * time.Hour)}
 	good, err := tokens.Mint(g)
 	if err != nil {
