@@ -112,3 +112,18 @@ for (const mode of modes) {
         });
     }
 }
+
+for (const mode of modes) {
+    describe(`${mode}, a server dies`, () => {
+        scenario("the others go on; its users come back by themselves once it is back", 2, async ([first, second]) => {
+            await first.join(mode, "start_call");
+            await second.join(mode);
+            await Promise.all([first.sees(1), second.hears(1)]);
+            await second.server.kill();
+            await first.sees(0);
+            await second.server.start();
+            await Promise.all([first.sees(1), first.hears(1), second.sees(1), second.hears(1)]);
+            await staysAtHome(second);
+        });
+    });
+}
