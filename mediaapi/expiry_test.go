@@ -85,9 +85,9 @@ func nothingLeft(t *testing.T, f *server) {
 	}
 }
 
-// TestPlans: a file lives as long as the plan of its owner says, and then it
+// TestPlans: a file waits for those it was shared with, and lives as long as the plan of its owner says, and then it
 // is gone: from the answers at once, its key and bytes with the sweep.
-// Row OS14. Row M11.
+// Row OS14. Row CO8. Row M11.
 func TestPlans(t *testing.T) {
 	for plan, days := range map[string]int{"free": 30, "pro": 365, "team": 0, "": 90} {
 		t.Run(plan, func(t *testing.T) {
