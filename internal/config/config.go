@@ -122,7 +122,7 @@ func Keys() []Key {
 		{"calls.udp", `":7881"`, "address", "UDP port for the media of calls. Open it in the firewall. \"off\": no calls.", packets(func(c *Config) *netip.AddrPort { return &c.CallsUDP })},
 		{"calls.addresses", `[]`, "IP addresses", "Public addresses of calls.udp that clients are told. Empty: those of this machine. Needed behind NAT.", addresses(func(c *Config) *[]netip.Addr { return &c.CallsAddresses })},
 		{"calls.turn", `""`, "host:port", "Where clients reach listen.https for TURN (relays for those whose network lets no UDP through). Empty: found out. \"off\": no TURN.", hostPort(func(c *Config) *string { return &c.CallsTURN }, "off")},
-		{"calls.cascade", `false`, "", "Join calls with those of other servers that do the same: media goes from server to server, once.", boolean(func(c *Config) *bool { return &c.CallsCascade })},
+		{"calls.cascade", `true`, "", "Join calls with those of other servers that do the same: media goes from server to server, once, and clients connect to this one only. All calls are then on one core; false spreads them over all.", boolean(func(c *Config) *bool { return &c.CallsCascade })},
 		{"limits.rate_limits", `true`, "", "Slow down clients that send too much.", boolean(func(c *Config) *bool { return &c.RateLimits })},
 		{"limits.trusted_proxies", `["127.0.0.0/8", "::1/128"]`, "CIDR", "Reverse proxies whose X-Forwarded-For is believed, for rate limits only.", prefixes(func(c *Config) *[]netip.Prefix { return &c.TrustedProxies })},
 		{"log.level", `"warn"`, "", "debug, info, warn or error. No level shows who does what.", oneOf(func(c *Config) *string { return &c.LogLevel }, "debug", "info", "warn", "error")},
