@@ -35,7 +35,7 @@ var errUsage = errors.New("usage")
 func commands() []*command {
 	return []*command{
 		localserveCommand(), quickstartCommand(), serveCommand(),
-		userCommand(), tokenCommand(), mediaCommand(), configCommand(), keysCommand(), dbCommand(), backupCommand(), privacyCommand(), versionCommand(),
+		userCommand(), tokenCommand(), mediaCommand(), configCommand(), keysCommand(), dbCommand(), backupCommand(), privacyCommand(), discloseCommand(), versionCommand(),
 	}
 }
 

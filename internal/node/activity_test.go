@@ -137,11 +137,22 @@ const c3 = "/_matrix/client/v3"
 
 func esc(s string) string { return url.PathEscape(s) }
 
-// run lives the whole life.
-func (a *activity) run() {
+// newActivity makes one of which nothing is looked for.
+func newActivity(t *testing.T, s *server) *activity {
+	a := &activity{t: t, s: s, plant: func(string, string, ...datamap.Kind) {}}
+	a.begin()
+	return a
+}
+
+// begin makes the two.
+func (a *activity) begin() {
 	a.plant("forwarded address", "198.51.100.77")
 	a.alice, a.bob = a.actor("alice", "127.77.1.9"), a.actor("bob", "127.77.2.8")
-	a.alice.a, a.bob.a = a, a
+}
+
+// run lives the whole life.
+func (a *activity) run() {
+	a.begin()
 	a.accounts()
 	a.profiles()
 	a.rooms()
@@ -210,6 +221,17 @@ func (a *activity) try3PID(p *actor, name string) {
 	p.try("POST", c3+"/account/3pid/email/requestToken", object{"client_secret": a.canary("client secret of " + name), "email": mail, "send_attempt": 1})
 	a.plant("telephone of "+name, "+4930555"+map[string]string{"alice": "71717", "bob": "82828"}[name])
 	p.try("POST", c3+"/account/3pid/msisdn/requestToken", object{"client_secret": "x", "country": "DE", "phone_number": "+493055571717", "send_attempt": 1})
+}
+
+// login gets a new token.
+func (p *actor) login(password string) {
+	p.a.t.Helper()
+	p.token = ""
+	var out struct {
+		Access string `json:"access_token"`
+	}
+	p.use("POST", c3+"/login", object{"type": "m.login.password", "identifier": object{"type": "m.id.user", "user": p.user}, "password": password}, &out)
+	p.token = out.Access
 }
 
 func (a *activity) profiles() {

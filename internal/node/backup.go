@@ -41,7 +41,7 @@ func (n *Node) Backup(ctx context.Context, o BackupOrder, say backup.Progress) (
 		}
 	}
 	return backup.Create(ctx, o.Dir, backup.Source{Server: string(n.cfg.ServerName), KV: n.kv, Vault: n.vault, Blobs: n.blobs,
-		Ledger: n.erased, Files: map[string]string{disclosuresFile: disclosures(n.cfg)}, Now: n.clk.Now}, to, o.Full, say)
+		Ledger: n.erased, Now: n.clk.Now}, to, o.Full, say)
 }
 
 // works are what the control socket offers besides admin.Control.
@@ -53,6 +53,16 @@ func (n *Node) works() map[string]admin.Work {
 				return nil, err
 			}
 			return n.Backup(ctx, o, say)
+		},
+		"disclose": func(ctx context.Context, request json.RawMessage, _ func(string, int64, int64)) (any, error) {
+			var o DiscloseOrder
+			if err := json.Unmarshal(request, &o); err != nil {
+				return nil, err
+			}
+			return n.Disclose(ctx, o)
+		},
+		"disclosures": func(ctx context.Context, _ json.RawMessage, _ func(string, int64, int64)) (any, error) {
+			return n.disclosures.Ledger(ctx)
 		},
 	}
 }
