@@ -212,7 +212,7 @@ func (s *Subscriber) allocate(now int64) {
 		d.rung = -1
 	}
 	if limited {
-		s.soundFits = left >= 0
+		s.soundFits = left >= 0 || !s.bandwidth.loses(now, stuffedAfter)
 		s.share(list, left, now)
 		s.overloaded = s.sending(list) > left*3/2
 	}
@@ -302,7 +302,7 @@ func (d *DownTrack) mustFlow(now int64) bool {
 	switch {
 	case d.grant.layer >= 0:
 		return !s.bandwidth.stuffed(now)
-	case s.bandwidth.full(now):
+	case s.bandwidth.loses(now, second):
 		return false
 	}
 	return !d.started || d.paused && now-s.pausedAt >= s.retry

@@ -21,6 +21,7 @@ type bandwidth struct {
 	queue int64 // delay by queues at the last feedback
 	seen  int64 // when the path was last seen congested; 0 never
 	since int64 // and since when it was
+	lost  int64 // when it was last seen to lose much; 0 never
 	delay delayEstimate
 	acked throughput
 	rate  rateControl
@@ -168,6 +169,9 @@ func (b *bandwidth) feedback(fci []byte, rtt, now int64) {
 		}
 		b.seen = now
 	}
+	if b.loss.excess() > heavyLoss {
+		b.lost = now
+	}
 }
 
 // outage is how long without feedback means that nothing came through.
@@ -180,7 +184,7 @@ func (b *bandwidth) resume() {
 	b.loss = lossControl{inherent: b.loss.inherent}
 	b.delay = delayEstimate{threshold: b.delay.threshold}
 	b.acked = throughput{}
-	b.queue, b.seen, b.since = 0, 0, 0
+	b.queue, b.seen, b.since, b.lost = 0, 0, 0, 0
 	b.rate.raising = false
 	b.probe = probeCluster{}
 }
@@ -217,9 +221,15 @@ func (b *bandwidth) congested() bool {
 // full reports whether the path was congested lately.
 func (b *bandwidth) full(now int64) bool { return b.seen != 0 && now-b.seen < second }
 
+// loses reports whether the path lost what it could not carry in the last d.
+// Delay alone can be that of a receiver that has too much to do.
+func (b *bandwidth) loses(now, d int64) bool { return b.lost != 0 && now-b.lost < d }
+
 // stuffed reports whether the path has been congested for so long that less
 // must be sent at any price.
-func (b *bandwidth) stuffed(now int64) bool { return b.full(now) && now-b.since >= stuffedAfter }
+func (b *bandwidth) stuffed(now int64) bool {
+	return b.full(now) && now-b.since >= stuffedAfter && b.loses(now, stuffedAfter)
+}
 
 const stuffedAfter = 3 * second
 

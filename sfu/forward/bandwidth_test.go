@@ -56,6 +56,21 @@ func TestStallingReceiver(t *testing.T) {
 	}
 }
 
+// TestStarvedReceiver is one whose machine is so busy that packets wait for most
+// of a second, always: none is lost, and the picture goes on.
+func TestStarvedReceiver(t *testing.T) {
+	c, _, _, v := narrow(t, 0, 40, func(c *call) {
+		c.down.inOrder, c.down.delay = true, 700*millisecond
+		c.every(8*second, func() { // a moment in which it keeps up shows the difference
+			c.down.delay = 20 * millisecond
+			c.after(second, func() { c.down.delay = 700 * millisecond })
+		})
+	})
+	if len(c.paused) > 0 || c.now-v.lastAt > 2*second {
+		t.Errorf("paused %v, last frame %d ms ago", c.paused, (c.now-v.lastAt)/millisecond)
+	}
+}
+
 func TestNarrowPath(t *testing.T) {
 	for _, test := range []struct {
 		name  string

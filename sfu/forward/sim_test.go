@@ -75,6 +75,8 @@ type pipe struct {
 	queue         int64 // longest wait before packets are dropped
 	free          int64 // when the line is free again
 	stalls        bool  // the far end stops for up to 400 ms now and then
+	inOrder       bool  // none overtakes another, however the delay changes
+	last          int64 // when the last one comes
 	stallFrom     int64
 	stallTo       int64
 	sent, lost    int
@@ -104,6 +106,10 @@ func (p *pipe) send(b []byte) {
 	}
 	if p.stalls {
 		d = p.stalled(p.w.now+d) - p.w.now
+	}
+	if p.inOrder {
+		p.last = max(p.last, p.w.now+d)
+		d = p.last - p.w.now
 	}
 	c := append([]byte(nil), b...)
 	p.w.after(d, func() { p.to(c) })

@@ -33,7 +33,7 @@ type Subscriber struct {
 	dirty  bool // allocate at the next tick
 	// overloaded: far more goes out than the bandwidth allows.
 	overloaded bool
-	soundFits  bool  // the bandwidth carries all sound
+	soundFits  bool  // the bandwidth carries all sound, as far as is known
 	raisedAt   int64 // when a grant last rose
 	fellAt     int64 // when one last fell for lack of bandwidth
 	hold       int64 // how long after that none may rise
