@@ -30,7 +30,10 @@ import (
 //	manifest.json                 last: name, size and SHA-256 of each file before it
 //
 // Long lists come in pieces of about partBytes, so that memory stays flat.
-const partBytes = 1 << 20
+const (
+	partBytes  = 1 << 20
+	pageEvents = 100 // that are in memory at a time
+)
 
 // Manifest is the last file of an archive.
 type Manifest struct {
@@ -276,7 +279,7 @@ func (s *Service) writeRooms(ctx context.Context, w *writer, u mxid.UserID, _ in
 func (s *Service) writeRoom(ctx context.Context, w *writer, u mxid.UserID, r room.UserRoom, name string) error {
 	lines := &parts{w: w, name: name}
 	for at := room.Ord(0); ; {
-		page, err := s.cfg.Rooms.Messages(ctx, room.MessagesParams{Room: r.Room, User: u, From: at, Limit: 500})
+		page, err := s.cfg.Rooms.Messages(ctx, room.MessagesParams{Room: r.Room, User: u, From: at, Limit: pageEvents})
 		if err != nil {
 			return passOver(err) // an invite, or a room that was forgotten
 		}
