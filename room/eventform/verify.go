@@ -117,6 +117,18 @@ func judge(of []check, results []gomatrixserverlib.VerifyJSONResult, errs []erro
 func (f *Form) request(server mxid.ServerName) gomatrixserverlib.VerifyJSONRequest {
 	return gomatrixserverlib.VerifyJSONRequest{
 		ServerName: spec.ServerName(server), AtTS: spec.Timestamp(max(f.OriginTS, 0)),
-		Message: f.signed, ValidityCheckingFunc: f.impl.SignatureValidityCheck,
+		Message: f.signed, ValidityCheckingFunc: f.keyValid,
 	}
+}
+
+// keyValid reports whether a key counts for the event: whether its room version
+// is strict about that says the library, which reads the time of the machine,
+// so that it is only asked about times long ago. How far into the future a key
+// counts is the key ring's matter.
+// spec: room version 5, "Signing key validity period"
+func (f *Form) keyValid(at, until spec.Timestamp) bool {
+	if strict := !f.impl.SignatureValidityCheck(2, 1); strict {
+		return at <= until
+	}
+	return f.impl.SignatureValidityCheck(at, until)
 }
