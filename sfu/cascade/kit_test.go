@@ -12,11 +12,13 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/pion/ice/v4"
 	"github.com/pion/interceptor"
+	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 
@@ -425,6 +427,7 @@ type source struct {
 	locals []*webrtc.TrackLocalStaticRTP
 	sender *webrtc.RTPSender
 	level  byte
+	plis   atomic.Int32
 }
 
 // publish announces a track and sends it until the client closes.
@@ -483,11 +486,17 @@ func (c *client) publish(source_ media.Source, rids ...string) *source {
 	return s
 }
 
+// drain counts the keyframe requests.
 func (s *source) drain() {
-	buf := make([]byte, 1500)
 	for {
-		if _, _, err := s.sender.Read(buf); err != nil {
+		packets, _, err := s.sender.ReadRTCP()
+		if err != nil {
 			return
+		}
+		for _, p := range packets {
+			if _, ok := p.(*rtcp.PictureLossIndication); ok {
+				s.plis.Add(1)
+			}
 		}
 	}
 }

@@ -122,6 +122,19 @@ func TestClearBytes(t *testing.T) {
 	if len(x.seen) < 50 {
 		t.Fatalf("%d packets were seen", len(x.seen))
 	}
+	extended := 0
+	for _, p := range x.seen {
+		if len(p) < 20 || p[0] != 0x90 || p[1]&0x7f != 111 {
+			continue // not sound with header extensions
+		}
+		extended++
+		if p[12] != 0xc0 || p[13] != 0xde {
+			t.Fatalf("header extensions in clear: %x", p[12:20])
+		}
+	}
+	if extended < 20 {
+		t.Errorf("only %d packets have extensions", extended)
+	}
 	for _, secret := range alice.secrets(t, "wonderland", "LOOKINGGLASS", theCall, pid("bob"), "some sound") {
 		for _, p := range x.seen {
 			if len(secret) > 3 && bytes.Contains(p, []byte(secret)) {

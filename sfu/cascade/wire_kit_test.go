@@ -2,6 +2,7 @@ package cascade
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,6 +17,7 @@ import (
 type wire struct {
 	t       *testing.T
 	dropUDP atomic.Bool
+	loss    atomic.Int32 // percent of the datagrams with media
 	keep    atomic.Bool
 	noTCP   bool // there is no way by TCP either
 
@@ -73,7 +75,7 @@ func (x *wire) copy(read func([]byte) (int, error), write func([]byte)) {
 			}
 			continue // refused by a server that was killed
 		}
-		if x.dropUDP.Load() {
+		if x.dropUDP.Load() || b[0]>>6 == 2 && rand.Int32N(100) < x.loss.Load() {
 			continue
 		}
 		if x.keep.Load() {

@@ -60,6 +60,10 @@ func (c *Conn) finish(ses *session, err error) {
 	c.records, c.final, c.send, c.get = ses.records, ses.final, ses.send, ses.get
 	if c.link {
 		c.get.limit = maxSSRCs
+		if !c.send.hideExtensions() || !c.get.hideExtensions() {
+			c.fail() // a server that can't do AEAD
+			return
+		}
 	}
 	c.heard = c.shard.now
 	if p := c.selected; p != nil && !p.proven {

@@ -68,6 +68,8 @@ type srtpContext struct {
 	iv                [12]byte
 	cm                *srtp.Context
 	cmSpare           []byte
+	// cryptex: header extensions are encrypted, and taken only so.
+	cryptex bool
 
 	windows  map[uint32]*seqWindow
 	last     *seqWindow
@@ -211,6 +213,9 @@ func (x *srtpContext) encryptRTP(dst, payload []byte, ssrc uint32, index uint64)
 		x.cmSpare = append(append(x.cmSpare[:0], dst...), payload...)
 		return x.cm.EncryptRTP(dst, x.cmSpare, nil)
 	}
+	if x.cryptex && dst[0]&0x10 != 0 {
+		return x.sealCryptex(dst, payload, ssrc, index)
+	}
 	return x.rtp.Seal(dst, x.rtpNonce(ssrc, index), payload, dst), nil
 }
 
@@ -230,12 +235,20 @@ func (x *srtpContext) openRTP(b []byte) ([]byte, error) {
 	if x.cm != nil {
 		b, err = x.cm.DecryptRTP(b, b, nil)
 	} else {
+		if x.cryptex && b[0]&0x10 != 0 {
+			if n = cryptexHeader; !isCryptex(b) {
+				return nil, errSRTP
+			}
+		}
 		var plain []byte
 		plain, err = x.rtp.Open(b[n:n], x.rtpNonce(ssrc, index), b[n:], b[:n])
 		b = b[:n+len(plain)]
 	}
 	if err != nil {
 		return nil, errSRTP
+	}
+	if x.cryptex && b[0]&0x10 != 0 {
+		plainProfile(b)
 	}
 	w.use(index)
 	if !known {

@@ -15,7 +15,7 @@ const modes = ["compatibility", "matrix_2_0"];
 let place, browser, pages;
 
 before(async () => {
-    place = await startServers(3, { config: { "calls.cascade": "true" } });
+    place = await startServers(3);
     browser = await launch({ fps: 4 });
     pages = await servePages(modes);
 }, { timeout: 300_000 });
@@ -54,7 +54,7 @@ function scenario(name, count, body) {
         let people = [];
         try {
             people = await gather(servers);
-            await body(people);
+            await body(people, t);
         } catch (e) {
             for (const p of people) t.diagnostic(await p.diagnosis());
             for (const s of servers) t.diagnostic(`server ${s.label}: ${await s.log()}`);
@@ -115,13 +115,17 @@ for (const mode of modes) {
 
 for (const mode of modes) {
     describe(`${mode}, a server dies`, () => {
-        scenario("the others go on; its users come back by themselves once it is back", 2, async ([first, second]) => {
+        scenario("the others go on; its users come back by themselves once it is back", 2, async ([first, second], t) => {
             await first.join(mode, "start_call");
             await second.join(mode);
             await Promise.all([first.sees(1), second.hears(1)]);
+            const [made] = await second.connections();
             await second.server.kill();
             await first.sees(0);
             await second.server.start();
+            const back = Date.now();
+            await until(async () => (await second.connections(made))[1], "its user is back", { timeout: 120_000, every: 100 });
+            t.diagnostic(`back after ${Date.now() - back} ms`);
             await Promise.all([first.sees(1), first.hears(1), second.sees(1), second.hears(1)]);
             await staysAtHome(second);
         });

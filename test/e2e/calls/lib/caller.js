@@ -79,6 +79,11 @@ export class Caller {
         return this.page.frames().find((f) => f.url().includes("widgetId="));
     }
 
+    /** How many connections for media have been made, and how many of those after the first `from` are open. */
+    connections(from = 0) {
+        return this.frame.evaluate((n) => [window.connections.length, window.connections.slice(n).filter((c) => c.connectionState === "connected").length], from);
+    }
+
     /** The far ends of the call's media, as "address:port". */
     farEnds() {
         return this.frame.evaluate(farEnds);
