@@ -659,12 +659,9 @@ func TestDeleteUser(t *testing.T) {
 		f.get(v1Download+file, "bob").fails(404, "M_NOT_FOUND")
 	}
 	f.get(v1Download+bobs, "bob").ok()
-	if n := blobCount(t, f); n != 1 {
-		t.Errorf("%d files on disk", n)
-	}
-	if n := countRows(t, f, "m"); n != 4 { // record, blob, owner, quota
-		t.Errorf("%d rows", n)
-	}
+	await.Until(t, "one file on disk, with a record, a blob, an owner, a quota", func() bool {
+		return blobCount(t, f) == 1 && countRows(t, f, "m") == 4
+	})
 	must(t, f.s.DeleteUser(ctx, 1))
 }
 

@@ -36,9 +36,11 @@ func (s *Service) Delete(ctx context.Context, server mxid.ServerName, mediaID st
 }
 
 // DeleteUser erases every file that a local user has uploaded. When it returns
-// nil, nothing of them can be read any more. It may be called again, and
-// finishes what a crash has left of an earlier call.
+// nil, their keys are destroyed, so that nothing of them can be read any more;
+// the bytes follow. It may be called again, and finishes what a crash has left
+// of an earlier call.
 func (s *Service) DeleteUser(ctx context.Context, uid uint32) error {
+	var all []key
 	rows := storage.K("mx").U32(uid).Prefix()
 	for {
 		keys, _, err := s.keysIn(ctx, rows, deleteSlice)
@@ -50,7 +52,7 @@ func (s *Service) DeleteUser(ctx context.Context, uid uint32) error {
 		}
 		// Files whose key was destroyed by somebody else say nothing about
 		// their owner any more, so their rows are removed by name.
-		err = s.remove(ctx, keys, func(tx *storage.Tx) error {
+		dying, err := s.bury(ctx, keys, everything, func(tx *storage.Tx) error {
 			for _, k := range keys {
 				tx.Delete(ownerRow(uid, k))
 				tx.Delete(announcedRow(uid, k))
@@ -60,17 +62,48 @@ func (s *Service) DeleteUser(ctx context.Context, uid uint32) error {
 		if err != nil {
 			return err
 		}
+		all = append(all, dying...)
 	}
 	err := s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { tx.Delete(quotaRow(uid)); return nil })
 	if err != nil {
 		return err
 	}
-	return s.finishAll(ctx)
+	// All keys at once: it takes as long as for one. An earlier call may have
+	// buried some and died.
+	earlier, err := s.dying(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.destroy(append(all, earlier...)); err != nil {
+		return err
+	}
+	select {
+	case s.buried <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func everything(key, *record) bool { return true }
+
+// destroy destroys the keys of files, which is what erases them.
+func (s *Service) destroy(keys []key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	refs := make([]vault.Ref, len(keys))
+	for i, k := range keys {
+		refs[i] = k.ref()
+	}
+	if err := s.cfg.Vault.Destroy(refs...); err != nil {
+		return fmt.Errorf("destroy file keys: %w", err)
+	}
+	return nil
 }
 
 // remove erases files, with their rows and what more does in one transaction.
 func (s *Service) remove(ctx context.Context, keys []key, more func(*storage.Tx) error) error {
-	dying, err := s.bury(ctx, keys, func(key, *record) bool { return true }, more)
+	dying, err := s.bury(ctx, keys, everything, more)
 	if err != nil {
 		return err
 	}
@@ -130,17 +163,19 @@ func blobNames(ids []blob.ID) []byte {
 }
 
 // finish is the rest of an erasure: first the keys, which is what counts, then
-// the bytes. Bytes that can't be removed now are noise, and are tried again.
+// the bytes.
 func (s *Service) finish(ctx context.Context, keys []key) error {
+	if err := s.destroy(keys); err != nil {
+		return err
+	}
+	return s.clear(ctx, keys)
+}
+
+// clear removes the bytes of files whose keys are destroyed. Those that can't
+// be removed now are noise, and are tried again.
+func (s *Service) clear(ctx context.Context, keys []key) error {
 	if len(keys) == 0 {
 		return nil
-	}
-	refs := make([]vault.Ref, len(keys))
-	for i, k := range keys {
-		refs[i] = k.ref()
-	}
-	if err := s.cfg.Vault.Destroy(refs...); err != nil {
-		return fmt.Errorf("destroy file keys: %w", err)
 	}
 	var blobs []blob.ID
 	for _, k := range keys {
@@ -167,27 +202,36 @@ func (s *Service) finish(ctx context.Context, keys []key) error {
 	})
 }
 
-// finishAll ends the erasures that a crash or a failing disk has interrupted.
-func (s *Service) finishAll(ctx context.Context) error {
-	rows := storage.K("mg").Prefix()
-	for {
-		var keys []key
-		for row, err := range s.cfg.KV.Scan(ctx, rows, false, deleteSlice) {
-			if err != nil {
-				return err
-			}
-			if len(row.Key) == 2+16 {
-				keys = append(keys, key(row.Key[2:]))
-			}
-			rows.Lo = append(append([]byte(nil), row.Key...), 0)
+// dying lists the files whose erasure has begun.
+func (s *Service) dying(ctx context.Context) (keys []key, err error) {
+	for row, err := range s.cfg.KV.Scan(ctx, storage.K("mg").Prefix(), false, 0) {
+		if err != nil {
+			return nil, err
 		}
-		if len(keys) == 0 {
-			return nil
-		}
-		if err := s.finish(ctx, keys); err != nil {
-			return err
+		if len(row.Key) == 2+16 {
+			keys = append(keys, key(row.Key[2:]))
 		}
 	}
+	return keys, nil
+}
+
+// finishAll ends the erasures that a crash or a failing disk has interrupted.
+func (s *Service) finishAll(ctx context.Context) error {
+	keys, err := s.dying(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.destroy(keys); err != nil {
+		return err
+	}
+	for len(keys) > 0 {
+		n := min(len(keys), deleteSlice)
+		if err := s.clear(ctx, keys[:n]); err != nil {
+			return err
+		}
+		keys = keys[n:]
+	}
+	return nil
 }
 
 // removeRows takes a file's rows away, but not those of its blobs.
@@ -245,6 +289,8 @@ func (s *Service) maintain() {
 			return
 		case <-s.full:
 			err = s.evict(s.ctx)
+		case <-s.buried:
+			err = s.finishAll(s.ctx)
 		case <-timer:
 			err = s.Sweep(s.ctx)
 			stop = arm(maintainEvery)

@@ -97,6 +97,7 @@ type Service struct {
 	fetches  map[uint32]int     // by user: fetches under way
 	pins     map[key]int        // files that requests use
 	full     chan struct{}      // wakes the maintenance to make room
+	buried   chan struct{}      // wakes it to remove the bytes of erased files
 }
 
 // The default limits.
@@ -133,6 +134,7 @@ func New(cfg Config) (*Service, error) {
 		pins:       map[key]int{},
 		fetches:    map[uint32]int{},
 		full:       make(chan struct{}, 1),
+		buried:     make(chan struct{}, 1),
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	var err error
