@@ -30,6 +30,8 @@ type NewUser struct {
 type Control interface {
 	AddUser(ctx context.Context, u NewUser) (mxid.UserID, error)
 	Deactivate(ctx context.Context, name string) error
+	// Erase ends an account and destroys the keys of all that is its owner's.
+	Erase(ctx context.Context, name string) error
 	// SetPlan gives an account another plan, "" for none.
 	SetPlan(ctx context.Context, name, plan string) error
 	// NewRegistrationToken makes a token for uses accounts (0: any number)
@@ -45,6 +47,7 @@ type Control interface {
 type Users interface {
 	Register(ctx context.Context, localpart, password string, admin, guest bool) (user.Account, error)
 	Deactivate(ctx context.Context, u mxid.UserID) error
+	Erase(ctx context.Context, u mxid.UserID) error
 	SetPlan(ctx context.Context, u mxid.UserID, plan string) error
 	SetEnd(ctx context.Context, u mxid.UserID, at time.Time) error
 	NewRegistrationToken(ctx context.Context, token string, uses int, expiry time.Time) (string, error)
@@ -112,6 +115,15 @@ func (l *Local) Deactivate(ctx context.Context, name string) error {
 		return err
 	}
 	return l.Users.Deactivate(ctx, id)
+}
+
+// Erase implements Control.
+func (l *Local) Erase(ctx context.Context, name string) error {
+	id, err := l.userID(name)
+	if err != nil {
+		return err
+	}
+	return l.Users.Erase(ctx, id)
 }
 
 // NewRegistrationToken implements Control.

@@ -86,6 +86,8 @@ func dispatch(ctx context.Context, c Control, q call) (string, error) {
 		return string(id), err
 	case "deactivate":
 		return "", c.Deactivate(ctx, q.Name)
+	case "erase":
+		return "", c.Erase(ctx, q.Name)
 	case "set_plan":
 		return "", c.SetPlan(ctx, q.Name, q.Plan)
 	case "new_registration_token":
@@ -149,6 +151,12 @@ func (c *Client) AddUser(ctx context.Context, u NewUser) (mxid.UserID, error) {
 // Deactivate implements Control.
 func (c *Client) Deactivate(ctx context.Context, name string) error {
 	_, err := c.call(ctx, call{Op: "deactivate", Name: name})
+	return err
+}
+
+// Erase implements Control.
+func (c *Client) Erase(ctx context.Context, name string) error {
+	_, err := c.call(ctx, call{Op: "erase", Name: name})
 	return err
 }
 

@@ -16,7 +16,7 @@ import (
 
 func userCommand() *command {
 	return &command{
-		name: "user", args: "add NAME [--password-stdin] [--admin] [--plan PLAN] [--for TIME] | plan NAME PLAN | deactivate NAME | import FILE --server URL --name NAME", short: "make, change or end accounts",
+		name: "user", args: "add NAME [--password-stdin] [--admin] [--plan PLAN] [--for TIME] | plan NAME PLAN | deactivate NAME | erase NAME | import FILE --server URL --name NAME", short: "make, change or end accounts",
 		long: `
 user add NAME         makes the account @NAME:server and prints a random
                       password, or takes one from standard input; --plan gives
@@ -26,6 +26,9 @@ user plan NAME PLAN   gives it another plan, or "none": what it has stored
                       follows
 user deactivate NAME  ends an account for ever: it can't log in any more, its
                       devices and keys go
+user erase NAME       the same, and destroys the keys of all that its owner
+                      wrote and uploaded: nothing of it can be read any more;
+                      other servers are asked to redact their copies
 user import FILE      puts an archive that somebody exported from their
                       account into another account, on this or any other
                       Matrix server, as --name at the --server: profile,
@@ -73,6 +76,14 @@ func runUser(ctx context.Context, a *args) error {
 		return in.run(ctx, a, rest[1])
 	case "add":
 		return addUser(ctx, a, path, u, stdin)
+	case "erase":
+		return withControl(ctx, path, func(c admin.Control) error {
+			if err := c.Erase(ctx, rest[1]); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.stdout, "erased")
+			return nil
+		})
 	case "deactivate":
 		return withControl(ctx, path, func(c admin.Control) error {
 			if err := c.Deactivate(ctx, rest[1]); err != nil {
@@ -82,7 +93,7 @@ func runUser(ctx context.Context, a *args) error {
 			return nil
 		})
 	}
-	return a.usage("add, plan, deactivate or import, not %q", rest[0])
+	return a.usage("add, plan, deactivate, erase or import, not %q", rest[0])
 }
 
 func setPlan(ctx context.Context, a *args, path, name, plan string) error {

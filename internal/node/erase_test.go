@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"parley/admin"
 	"parley/internal/await"
 	"parley/internal/config"
 	"parley/internal/node"
@@ -284,4 +285,27 @@ func TestErasuresOutliveRestoredData(t *testing.T) {
 		}
 	}
 	checkErased(t, startServer(t, older), planted)
+}
+
+// Row OS20. An operator can have an account erased, through the socket of the
+// running server, as if its owner had done it.
+func TestOperatorErases(t *testing.T) {
+	dir := t.TempDir()
+	p := &paperKV{left: -1}
+	s := paperServer(t, dir, p)
+	planted := live(t, s)
+	c, err := admin.Dial(filepath.Join(dir, "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Erase(t.Context(), "nobody"); err == nil {
+		t.Error("an account that isn't there was erased")
+	}
+	if err := c.Erase(t.Context(), planted.sealed["localpart"]); err != nil {
+		t.Fatal(err)
+	}
+	if what := found(p.readable(s.Vault()), planted.gone()); what != nil {
+		t.Errorf("readable after the answer: %q", what)
+	}
+	checkErased(t, s, planted)
 }
