@@ -40,6 +40,9 @@ func runServe(ctx context.Context, a *args) error {
 	if err != nil {
 		return err
 	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	node.SpareMemory()
 	n, err := node.New(ctx, node.Options{Config: c, LogTo: a.stderr})
 	if err != nil {
@@ -52,17 +55,14 @@ func runServe(ctx context.Context, a *args) error {
 	for _, l := range n.Listeners() {
 		fmt.Fprintf(a.stdout, "  %-8s %s\n", l.Purpose, l.URL)
 	}
-	err = waitForEnd(ctx, a, n, path)
+	err = waitForEnd(ctx, a, n, path, hup)
 	fmt.Fprintln(a.stdout, "parley stops")
 	return stopNode(n, err)
 }
 
 // waitForEnd returns when the server is to stop. Until then SIGHUP makes it
 // read the lifetimes in its configuration again.
-func waitForEnd(ctx context.Context, a *args, n *node.Node, path string) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+func waitForEnd(ctx context.Context, a *args, n *node.Node, path string, hup <-chan os.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():
