@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -148,7 +149,7 @@ func (s *Service) SetReceipt(ctx context.Context, room mxid.RoomID, user mxid.Us
 	if err != nil {
 		return err
 	}
-	r := receipt{kind: receiptPublic, event: id, n: ev.Num, ord: ev.Ord, ts: s.cfg.Clock.Now().UnixMilli()}
+	r := receipt{kind: receiptPublic, event: id, n: ev.Num, ord: ev.Ord, ts: receiptTime(ev, s.cfg.Clock.Now())}
 	if private {
 		r.kind = receiptPrivate
 	}
@@ -168,6 +169,17 @@ func (s *Service) SetReceipt(ctx context.Context, room mxid.RoomID, user mxid.Us
 	}
 	s.wake(sn.local)
 	return s.sendReceipt(ctx, h, sn, user, &r, thread)
+}
+
+// receiptTime is the time that a receipt of a local user gets: that of the
+// event, not of the reading. When somebody used the server is neither kept nor
+// told, and the order of receipts, for which clients use it, stays right. An
+// event that claims to come from the future gives the day.
+func receiptTime(ev *Event, now time.Time) int64 {
+	if ts := ev.meta.ts; ts > 0 && ts <= now.UnixMilli() {
+		return ts
+	}
+	return now.Truncate(24 * time.Hour).UnixMilli()
 }
 
 // receiptThread checks that an event belongs to the thread of its receipt.

@@ -293,7 +293,7 @@ func (a *activity) talk() {
 	var delayed struct {
 		ID string `json:"delay_id"`
 	}
-	if a.bob.call(false, "PUT", a.room+"/send/m.room.message/9?org.matrix.msc4140.delay=86400000", object{"msgtype": "m.text", "body": a.canary("delayed message", datamap.Events)}, &delayed) == 200 && delayed.ID != "" {
+	if a.bob.call(true, "PUT", a.room+"/send/m.room.message/9?org.matrix.msc4140.delay=86400000", object{"msgtype": "m.text", "body": a.canary("delayed message", datamap.Events)}, &delayed) == 200 && delayed.ID != "" {
 		a.plant("ID of a delayed event", delayed.ID, datamap.Delays) // its user can list it
 	}
 }
