@@ -38,6 +38,7 @@ type intake struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	slots  chan struct{}
+	keys   *waitKeys
 
 	mu      sync.Mutex
 	arrival uint64
@@ -57,6 +58,7 @@ type roomIntake struct {
 // staged is an event that waits.
 type staged struct {
 	key     storage.Key
+	sealed  vault.Ref
 	origin  mxid.ServerName
 	f       *eventform.Form
 	tries   int
@@ -64,7 +66,7 @@ type staged struct {
 }
 
 func newIntake(s *Service) *intake {
-	in := &intake{s: s, slots: make(chan struct{}, maxFilling), rooms: map[intern.RID]*roomIntake{}}
+	in := &intake{s: s, slots: make(chan struct{}, maxFilling), rooms: map[intern.RID]*roomIntake{}, keys: newWaitKeys(s.cfg.Vault)}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
 	in.arrival = uint64(s.cfg.Clock.Now().UnixNano())
 	return in
@@ -99,12 +101,13 @@ func (in *intake) stage(ctx context.Context, h *hot, origin mxid.ServerName, f *
 	in.arrival = max(in.arrival+1, uint64(in.s.cfg.Clock.Now().UnixNano()))
 	st := &staged{key: keyStaged(h.rid, in.arrival), origin: origin, f: f}
 	in.mu.Unlock()
-	row, err := in.seal(h.rid, st)
-	if err != nil {
-		return err
+	st.sealed = in.keys.take(h.rid)
+	row, err := in.seal(st)
+	if err == nil {
+		err = in.s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { tx.Put(st.key, row); return nil })
 	}
-	err = in.s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { tx.Put(st.key, row); return nil })
 	if err != nil {
+		in.release(h.rid, st)
 		return fmt.Errorf("room: stage event: %w", err)
 	}
 	in.add(h, st)
@@ -112,11 +115,10 @@ func (in *intake) stage(ctx context.Context, h *hot, origin mxid.ServerName, f *
 }
 
 // seal encodes a row: version, origin, event.
-func (in *intake) seal(rid intern.RID, st *staged) ([]byte, error) {
+func (in *intake) seal(st *staged) ([]byte, error) {
 	plain := binary.AppendUvarint([]byte{1}, uint64(len(st.origin)))
 	plain = append(append(plain, st.origin...), st.f.JSON...)
-	ref := vault.Room(uint32(rid), uint32(in.s.cfg.Clock.Now().UnixMilli()/sealWindow))
-	row, err := in.s.cfg.Vault.Seal(ref, st.key, plain)
+	row, err := in.s.cfg.Vault.Seal(st.sealed, st.key, plain)
 	if err != nil {
 		return nil, fmt.Errorf("room: seal staged event: %w", err)
 	}
@@ -137,7 +139,7 @@ func (in *intake) open(h *hot, p storage.Pair) (*staged, error) {
 	if n > uint64(len(d.b)) {
 		return nil, corrupt("fs")
 	}
-	st := &staged{key: p.Key, origin: mxid.ServerName(d.raw(int(n)))}
+	st := &staged{key: p.Key, origin: mxid.ServerName(d.raw(int(n))), sealed: in.keys.keep(p.Value)}
 	if st.f, err = eventform.Parse(h.version, d.b); err != nil {
 		return nil, corrupt("fs")
 	}
@@ -164,6 +166,9 @@ func (in *intake) start() error {
 		if st != nil {
 			in.add(h, st)
 		}
+	}
+	if err := in.keys.destroyUnused(); err != nil {
+		return fmt.Errorf("room: keys of events that waited: %w", err)
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -286,10 +291,19 @@ func (in *intake) finish(r *roomIntake, st *staged, err error) {
 			in.s.cfg.Log.Warn("removing a staged event failed", "error", err)
 		}
 	}
+	in.release(r.h.rid, st)
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if i := slices.Index(r.waiting, st); i >= 0 {
 		r.waiting = slices.Delete(r.waiting, i, i+1)
+	}
+}
+
+// release gives an event's key back. A key that can't be destroyed now goes with
+// the room.
+func (in *intake) release(rid intern.RID, st *staged) {
+	if err := in.keys.release(rid, st.sealed); err != nil {
+		in.s.cfg.Log.Warn("the key of an event that waited is still there", "error", err)
 	}
 }
 

@@ -117,11 +117,17 @@ func (v *Vault) DestroyNumbers(nums ...uint64) error {
 
 // RoomKeys lists the keys of a room that exist now.
 func (v *Vault) RoomKeys(rid uint32) []Ref {
+	return v.Which(func(r Ref) bool { return r.ofRoom(rid) })
+}
+
+// Which lists the data keys for which want says true. It looks at all of them;
+// want must be quick.
+func (v *Vault) Which(want func(Ref) bool) []Ref {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var out []Ref
 	for i := range v.ring.entries {
-		if e := &v.ring.entries[i]; !e.gone && e.ref.ofRoom(rid) {
+		if e := &v.ring.entries[i]; !e.gone && want(e.ref) {
 			out = append(out, e.ref)
 		}
 	}
