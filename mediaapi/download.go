@@ -222,19 +222,22 @@ func serve(c echo.Context, body *content, typ, disposition string, k key, varian
 	h.Set("Cache-Control", "private, max-age=31536000, immutable")
 	h.Set("ETag", `"`+base64.RawURLEncoding.EncodeToString(k[:])+variant+`"`)
 	moving := &movingReadSeeker{movingReader{r: body, extend: writeDeadline(c)}, body}
-	http.ServeContent(&bulkWriter{c.Response()}, c.Request(), "", time.Time{}, moving)
+	http.ServeContent(&bulkWriter{c.Response(), min(bulkSize, body.Size()+1)}, c.Request(), "", time.Time{}, moving)
 }
 
 // bulkSize is what is sent at once: four frames of an encrypted file.
 const bulkSize = 4 * vault.FramePlain
 
 // bulkWriter sends large pieces.
-type bulkWriter struct{ http.ResponseWriter }
+type bulkWriter struct {
+	http.ResponseWriter
+	piece int64 // bytes
+}
 
 // ReadFrom implements io.ReaderFrom, which io.Copy uses.
 func (w *bulkWriter) ReadFrom(r io.Reader) (int64, error) {
 	// Nothing in between may think of something cleverer.
-	return io.CopyBuffer(struct{ io.Writer }{w.ResponseWriter}, struct{ io.Reader }{r}, make([]byte, bulkSize))
+	return io.CopyBuffer(struct{ io.Writer }{w.ResponseWriter}, struct{ io.Reader }{r}, make([]byte, w.piece))
 }
 
 // movingReader moves a deadline of the connection on with every read, so that
