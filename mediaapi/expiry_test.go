@@ -62,8 +62,7 @@ func (f *timed) to(d time.Duration) {
 
 func (f *timed) row(file string) (key, []byte) {
 	f.t.Helper()
-	server, id, _ := strings.Cut(file, "/")
-	_ = server
+	_, id, _ := strings.Cut(file, "/")
 	k := f.s.key(f.cfg.ServerName, id)
 	row, err := f.cfg.KV.Get(ctx, k.row())
 	must(f.t, err)
