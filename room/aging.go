@@ -259,6 +259,23 @@ func checkRetention(content []byte) error {
 	return nil
 }
 
+// dropAging takes away the row and the timer of a room that is purged.
+func dropAging(tx *storage.Tx, rid intern.RID) error {
+	row, err := tx.Get(keyAging(rid))
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	a, err := decodeAging(row)
+	if err == nil && a.filed {
+		a.timer(rid).Clear(tx)
+	}
+	tx.Delete(keyAging(rid))
+	return err
+}
+
 // expired is the time, in milliseconds, up to which events of the room have
 // reached their end; ok is false if they never do.
 func (w *work) expired() (cut int64, ok bool, err error) {

@@ -65,6 +65,9 @@ func (s *Service) expireRoom(ctx context.Context, t timers.Timer) error {
 		}
 		return w.expireEvents(a)
 	})
+	if errors.Is(err, storage.ErrNotFound) { // the room has been purged
+		err = s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { t.Clear(tx); return nil })
+	}
 	if err != nil {
 		return fmt.Errorf("room: expire events: %w", err)
 	}
@@ -231,7 +234,8 @@ func (s *Service) ExpireReceipts(ctx context.Context, due []timers.Timer) error 
 		if len(t.Ref) != 4 {
 			return corrupt("zz")
 		}
-		if err := s.expireReceipts(ctx, intern.RID(storage.ReadU32(t.Ref, 0))); err != nil {
+		err := s.expireReceipts(ctx, intern.RID(storage.ReadU32(t.Ref, 0)))
+		if err != nil && !errors.Is(err, storage.ErrNotFound) { // that: the room has been purged
 			return fmt.Errorf("room: expire receipts: %w", err)
 		}
 		if err := s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error { t.Clear(tx); return nil }); err != nil {

@@ -356,3 +356,21 @@ func FuzzAgingRow(f *testing.F) {
 		}
 	})
 }
+
+// A room that is purged leaves no timer; one whose keys are gone is no error.
+func TestPurgedRoomsHaveNoTimer(t *testing.T) {
+	r := newAgingRig(t, 90*testDay)
+	room, other := r.create(CreateParams{Creator: alice}), r.create(CreateParams{Creator: bob})
+	said := r.say(room, alice, "one")
+	r.ok(r.s.SetReceipt(r.ctx, room, alice, false, said, ""))
+	r.say(other, bob, "two")
+	r.ok(r.s.Abandon(r.ctx, bob))
+	r.after(91 * testDay)
+	r.after(2 * time.Hour)
+	r.ok(r.s.Leave(r.ctx, MembershipParams{Room: room, Sender: alice}))
+	r.clk.Advance(3 * testDay)
+	r.ok(r.s.PurgeEmpty(r.ctx))
+	if tu, zz := r.rows(storage.K("tu")), r.rows(storage.K("zz")); tu != 0 || zz != 0 {
+		t.Errorf("%d rows of times, %d timers are left", tu, zz)
+	}
+}

@@ -276,10 +276,13 @@ func (s *Service) purgeRows(ctx context.Context, rid intern.RID) error {
 			return err
 		}
 	}
+	if err := s.deleteSlices(ctx, storage.Range{Lo: keyAged(rid, 0, 0), Hi: keyAging(rid).Prefix().Hi}, nil); err != nil {
+		return err
+	}
 	return s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
 		tx.Delete(keyRoom(rid))
 		tx.Delete(keyGrace(rid))
-		return nil
+		return dropAging(tx, rid)
 	})
 }
 
