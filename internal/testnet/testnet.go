@@ -30,6 +30,7 @@ import (
 	"parley/internal/config"
 	"parley/internal/mxid"
 	"parley/internal/node"
+	"parley/internal/privscan"
 	"parley/storage"
 )
 
@@ -273,6 +274,9 @@ func (n *Net) finish(before int) {
 // scan looks for what people said in the rows and logs, where it may not be.
 func (n *Net) scan(s *Server) {
 	lines := s.log.String()
+	for _, hit := range privscan.Log([]byte(lines), "127.0.0.1") { // where servers listen
+		n.t.Errorf("%s of %s", hit, s.short)
+	}
 	for text := range n.said {
 		if strings.Contains(lines, text) {
 			n.t.Errorf("the log of %s has a message", s.short)
