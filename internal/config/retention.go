@@ -3,10 +3,11 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"parley/storage/blob"
 )
 
 // Forever is how a lifetime without an end is written.
@@ -135,9 +136,13 @@ func plans(f func(*Config) *[]Plan) func(*Config, value) error {
 func s3URL(f func(*Config) *string) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		s, ok := v.(string)
-		u, err := url.Parse(s)
-		if !ok || s != "" && (err != nil || u.Scheme != "s3" || u.Host == "" || len(u.Path) < 2) {
+		if !ok {
 			return errors.New(`must be a URL such as "s3://KEY:SECRET@host/bucket", or empty`)
+		}
+		if s != "" {
+			if _, err := blob.ParseS3(s); err != nil { // never shows the secret
+				return err
+			}
 		}
 		*f(c) = s
 		return nil
