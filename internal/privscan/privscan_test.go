@@ -1,8 +1,10 @@
 package privscan
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"net/url"
@@ -75,7 +77,7 @@ func TestRows(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	put("ej", "12345678", "canary message text", vault.Room(1, 1)) // may be there
+	put("mi", "12345678", "canary message text", vault.Room(1, 1)) // may be there
 	put("pf", "", "127.77.1.9", vault.User(1))                     // may not
 	put("nc", "", "canary message text", vault.Ref{})              // in the clear
 	put("us", "", "canary message text", vault.User(2))            // declared, but not of that kind
@@ -92,7 +94,7 @@ func TestRows(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%s", strings.Join(got, "\n"))
 	}
-	if rows.Opened["ej"] != 1 {
+	if rows.Opened["mi"] != 1 {
 		t.Errorf("opened %v", rows.Opened)
 	}
 	// Deleted rows are still in the files, sealed ones as long as their key is.
@@ -123,8 +125,35 @@ func TestRows(t *testing.T) {
 	if err := kv.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if old, err = planted().Old(dir, v); err != nil || old.Opened["ej"] == 0 {
+	if old, err = planted().Old(dir, v); err != nil || old.Opened["mi"] == 0 {
 		t.Errorf("%+v, %v", old, err)
+	}
+}
+
+// An event has two sealed parts, and one of them another inside.
+func TestEventParts(t *testing.T) {
+	v, key := vault.OpenMemory(), storage.K("ej").U32(1).U32(2)
+	seal := func(ref vault.Ref, row []byte, plain string) []byte {
+		t.Helper()
+		b, err := v.Seal(ref, row, []byte(plain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	author := seal(vault.Author(7), append(bytes.Clone(key), 'a'), "the content")
+	content := seal(vault.RoomPart(1, 1, 1, 0), append(bytes.Clone(key), 'c'), "\x01\x01"+string(author))
+	skeleton := seal(vault.Room(1, 0), key, "the skeleton")
+	row := append(binary.AppendUvarint([]byte{2}, uint64(len(skeleton))), skeleton...)
+	plain, dead := Open(v, key, append(row, content...))
+	if !bytes.Contains(plain, []byte("the skeleton")) || !bytes.Contains(plain, []byte("the content")) || dead {
+		t.Errorf("%q %v", plain, dead)
+	}
+	if err := v.Destroy(vault.Author(7)); err != nil {
+		t.Fatal(err)
+	}
+	if plain, _ = Open(v, key, append(row, content...)); bytes.Contains(plain, []byte("the content")) {
+		t.Errorf("opened without the author's key: %q", plain)
 	}
 }
 

@@ -41,7 +41,9 @@ type Rows struct {
 	Found  map[string]int // canaries found where they may be
 }
 
-func newRows() *Rows { return &Rows{Opened: map[string]int{}, Dead: map[string]int{}, Found: map[string]int{}} }
+func newRows() *Rows {
+	return &Rows{Opened: map[string]int{}, Dead: map[string]int{}, Found: map[string]int{}}
+}
 
 // Rows looks at every row of a store: as it is, where no canary may be, and
 // opened with all keys, where the data map says what may be.
