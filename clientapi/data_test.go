@@ -18,6 +18,7 @@ func TestProfilesAreForRoomMates(t *testing.T) {
 	bob.get(path + "/displayname").ok()
 }
 
+// Row OM16. What one tells about oneself can be set, read, changed and deleted.
 func TestProfile(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Settings.PublicProfiles = true })
 	alice, bob := s.register("alice"), s.register("bob")

@@ -91,6 +91,7 @@ func mustCanonical(t *testing.T, raw json.RawMessage) json.RawMessage {
 	return raw
 }
 
+// Row M17. Names of devices are not told to other servers.
 func TestDeviceNamesOnlyForTheirOwner(t *testing.T) {
 	f := newNetwork(t, hereName).servers[hereName]
 	alice, bob := f.user("alice", phone), f.user("bob", phone)
