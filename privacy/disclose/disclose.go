@@ -53,6 +53,7 @@ type Rooms interface {
 	Create(ctx context.Context, p room.CreateParams) (mxid.RoomID, error)
 	Join(ctx context.Context, p room.MembershipParams) error
 	Send(ctx context.Context, p room.SendParams) (mxid.EventID, error)
+	Leave(ctx context.Context, p room.MembershipParams) error
 }
 
 // Signer signs as the server. keys.Signer has it.

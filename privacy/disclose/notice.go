@@ -99,6 +99,10 @@ func (s *Service) tell(ctx context.Context, e Entry) error {
 	if _, err := s.cfg.Rooms.Send(ctx, room.SendParams{Room: id, Sender: from, Type: "m.room.message", Content: content}); err != nil {
 		return fmt.Errorf("say it: %w", err)
 	}
+	// The room is the user's from here on: it goes when they leave it.
+	if err := s.cfg.Rooms.Leave(ctx, room.MembershipParams{Room: id, Sender: from, Target: from}); err != nil {
+		return fmt.Errorf("leave the room: %w", err)
+	}
 	err = s.cfg.Commit.Do(ctx, func(tx *storage.Tx) error {
 		tx.Put(toldKey(e.Number), []byte{1})
 		return nil
