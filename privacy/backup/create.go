@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -145,12 +146,21 @@ func (c *creation) open(kind, magic string) (*partWriter, io.WriteCloser, error)
 		return nil, nil, err
 	}
 	c.parts = append(c.parts, p)
-	w, err := pgp.Encrypt(p, c.to, pgp.Options{Now: c.src.Now})
-	if err == nil {
-		_, err = io.WriteString(w, magic)
+	sealed, err := pgp.Encrypt(p, c.to, pgp.Options{Now: c.src.Now})
+	if err != nil {
+		return p, nil, err
 	}
+	w := &buffered{bufio.NewWriterSize(sealed, 256<<10), sealed} // rows are small
+	_, err = w.WriteString(magic)
 	return p, w, err
 }
+
+type buffered struct {
+	*bufio.Writer
+	to io.Closer
+}
+
+func (b *buffered) Close() error { return errors.Join(b.Flush(), b.to.Close()) }
 
 func (c *creation) dropAll() {
 	for _, p := range c.parts {
