@@ -104,6 +104,6 @@ func showDisclosures(ctx context.Context, a *args, cl *admin.Client, all bool) e
 		return nil
 	}
 	last := entries[len(entries)-1]
-	fmt.Fprintf(a.stdout, "%d entries, all as they were written; the last: %s\n", len(entries), last.Sig)
+	fmt.Fprintf(a.stdout, "entries 1 to %d are as they were written; the last: %s\n", last.Number, last.Sig)
 	return nil
 }

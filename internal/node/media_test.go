@@ -132,20 +132,26 @@ func TestOrdersAboutFiles(t *testing.T) {
 	}
 }
 
-// TestFilesInS3 runs a whole server on a real S3 service. Row OS9.
-func TestFilesInS3(t *testing.T) {
+// s3Service starts a real S3 service and returns where it keeps its data and
+// the URLs of empty buckets.
+func s3Service(t *testing.T, buckets ...string) (store string, urls []string) {
+	t.Helper()
 	bin := os.Getenv("PARLEY_TEST_S3")
 	if bin == "" {
 		t.Skip("PARLEY_TEST_S3 isn't set to a versitygw program: go build -o FILE github.com/versity/versitygw/cmd/versitygw in test/tools")
 	}
-	store := t.TempDir()
+	store = t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr := l.Addr().String()
 	_ = l.Close()
-	for _, d := range []string{"meta", "data/files"} { // a folder is a bucket
+	folders := []string{"meta"}
+	for _, b := range buckets { // a folder is a bucket
+		folders = append(folders, "data/"+b)
+	}
+	for _, d := range folders {
 		if err := os.MkdirAll(filepath.Join(store, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +161,7 @@ func TestFilesInS3(t *testing.T) {
 	if err := gw.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = gw.Process.Kill(); _ = gw.Wait() }()
+	t.Cleanup(func() { _ = gw.Process.Kill(); _ = gw.Wait() })
 	await.Until(t, "the S3 service to answer", func() bool {
 		c, err := net.Dial("tcp", addr)
 		if err == nil {
@@ -163,8 +169,16 @@ func TestFilesInS3(t *testing.T) {
 		}
 		return err == nil
 	})
-	dir := t.TempDir()
-	url := "s3://key:topsecretvalue@" + addr + "/files?region=us-east-1&secure=false"
+	for _, b := range buckets {
+		urls = append(urls, "s3://key:topsecretvalue@"+addr+"/"+b+"?region=us-east-1&secure=false")
+	}
+	return store, urls
+}
+
+// TestFilesInS3 runs a whole server on a real S3 service. Row OS9.
+func TestFilesInS3(t *testing.T) {
+	store, urls := s3Service(t, "files")
+	dir, url := t.TempDir(), urls[0]
 	s := startWithMedia(t, dir, url)
 	alice := signUp(t, s, "alice")
 	content := strings.Repeat("secretcontent ", 1_000_000)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"parley/admin"
@@ -165,5 +166,31 @@ func checkDamagedRestore(t *testing.T, backups, dir string, restore func() error
 	}
 	if err := errors.Join(os.WriteFile(paths[0], whole, 0o600), os.Remove(mark)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Row CO18. Files in an S3 service are in the backup, and go to one on restore.
+func TestBackupOfS3(t *testing.T) {
+	_, urls := s3Service(t, "before", "after")
+	dir, backups := filepath.Join(t.TempDir(), "data"), t.TempDir()
+	s := startWithMedia(t, dir, urls[0])
+	alice := signUp(t, s, "alice")
+	content := strings.Repeat("secretcontent ", 300_000)
+	uri := alice.upload(content)
+	with := backupOf(t, s, backups)
+	stop(t, s)
+	c, err := config.Parse(`server_name = "files.example"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DataDir, c.MediaS3 = dir, urls[1]
+	if _, _, err := node.Restore(t.Context(), c, node.RestoreOrder{Dir: backups, With: with, Replace: true, LogTo: s.log}, nil); err != nil {
+		t.Fatal(err)
+	}
+	s = startWithMedia(t, dir, urls[1])
+	defer stop(t, s)
+	alice.s = s
+	if status, got := alice.download(uri); status != 200 || got != content {
+		t.Errorf("%d, %d bytes", status, len(got))
 	}
 }
