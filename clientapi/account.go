@@ -69,9 +69,10 @@ func (a *API) deactivate(r *request) (any, error) {
 		if answer[erasureMember], err = a.outOfReach(ctx, r.User); err != nil {
 			return nil, err
 		}
+		a.leaveOwnRooms(ctx, r.User)
 		err = a.users.Erase(ctx, r.User)
 	} else {
-		a.leaveAll(ctx, r.User)
+		a.leaveAll(ctx, r.User, nil)
 		err = a.users.Deactivate(ctx, r.User)
 	}
 	if err != nil {

@@ -205,15 +205,33 @@ func (a *API) leave(r *request) (any, error) {
 // leaveAllTime bounds how long a deactivated user's rooms may take to leave.
 const leaveAllTime = 5 * time.Minute
 
-// leaveAll leaves every room of a user whose account ends, passing over those
-// that can't be left.
-func (a *API) leaveAll(ctx context.Context, u mxid.UserID) {
+// ownRoomsTime bounds how long an erasure is put off by leaving rooms. What is
+// left of them is left in the background.
+const ownRoomsTime = 500 * time.Millisecond
+
+// leaveOwnRooms leaves those rooms of a user that no other server is in: there
+// is nobody to be asked to redact anything.
+func (a *API) leaveOwnRooms(ctx context.Context, u mxid.UserID) {
+	ctx, cancel := context.WithTimeout(ctx, ownRoomsTime)
+	defer cancel()
+	a.leaveAll(ctx, u, func(ur room.UserRoom) bool {
+		servers, err := a.rooms.Servers(ctx, ur.RID)
+		return err == nil && len(servers) == 0 && ctx.Err() == nil
+	})
+}
+
+// leaveAll leaves those rooms of a user whose account ends that which says
+// (nil: all), passing over those that can't be left.
+func (a *API) leaveAll(ctx context.Context, u mxid.UserID, which func(room.UserRoom) bool) {
 	list, err := a.rooms.UserRooms(ctx, u)
 	if err != nil {
 		a.log.Warn("rooms of an account that ends", "error", err)
 		return
 	}
 	for _, ur := range list {
+		if which != nil && !which(ur) {
+			continue
+		}
 		switch ur.Membership {
 		case room.Join, room.Invite, room.Knock:
 			if err := a.rooms.Leave(ctx, room.MembershipParams{Room: ur.Room, Sender: u, Target: u}); err != nil {

@@ -92,9 +92,12 @@ func paperServer(t *testing.T, dir string, p *paperKV) *server {
 	})
 }
 
-// copyTree copies a data folder as it is on disk: what a kill leaves.
-func copyTree(t *testing.T, from string) string {
+// kill copies the data folder of a running server as it is on disk: what a kill
+// leaves. The server writes nothing while that is done.
+func (p *paperKV) kill(t *testing.T, from string) string {
 	t.Helper()
+	p.stopAfter(0)
+	defer p.stopAfter(-1)
 	to := t.TempDir()
 	if err := os.Remove(filepath.Join(from, "control.sock")); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
@@ -156,7 +159,7 @@ func TestErasedAccountIsGoneAtTheAnswer(t *testing.T) {
 	if code := planted.erase(t, s); code != 200 {
 		t.Fatalf("erasing: %d", code)
 	}
-	killed := copyTree(t, dir)
+	killed := p.kill(t, dir)
 	if what := found(p.readable(s.Vault()), gone); what != nil {
 		t.Errorf("readable after the answer: %q", what)
 	}
@@ -231,8 +234,7 @@ func TestErasureSurvivesKills(t *testing.T) {
 		planted := live(t, s)
 		p.stopAfter(step)
 		code := planted.erase(t, s)
-		killed := copyTree(t, dir)
-		p.stopAfter(-1)
+		killed := p.kill(t, dir)
 		if err := s.Close(context.Background()); err != nil {
 			t.Fatal(err)
 		}
@@ -254,9 +256,10 @@ func TestErasureSurvivesKills(t *testing.T) {
 // back: the ledger of erasures is applied to it.
 func TestErasuresOutliveRestoredData(t *testing.T) {
 	dir := t.TempDir()
-	s := startServer(t, dir)
+	p := &paperKV{left: -1}
+	s := paperServer(t, dir, p)
 	planted := live(t, s)
-	older := copyTree(t, dir)
+	older := p.kill(t, dir)
 	if code := planted.erase(t, s); code != 200 {
 		t.Fatalf("erasing: %d", code)
 	}
