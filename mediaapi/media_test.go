@@ -487,6 +487,20 @@ func TestRemoteFailures(t *testing.T) {
 }
 
 // TestRemoteCacheLimit: the copies that nobody has used for longest go first.
+// TestCrawl: nobody makes the server fetch without end. Row S17.
+func TestCrawl(t *testing.T) {
+	f := newServer(t)
+	for i := range fetchesPerMinute {
+		f.get(v1Download+fmt.Sprintf("o/f%d", i), "alice").fails(404, "M_NOT_FOUND")
+	}
+	f.get(v1Download+"o/more", "alice").fails(429, "M_LIMIT_EXCEEDED")
+	f.get(v1Download+"o/f1", "alice").fails(404, "M_NOT_FOUND") // known: no fetch
+	f.get(v1Download+"o/more", "bob").fails(404, "M_NOT_FOUND")
+	f.clock.Advance(time.Minute)
+	f.remote.files["o/new"] = remoteFile{content: []byte("x")}
+	f.get(v1Download+"o/new", "alice").ok()
+}
+
 func TestRemoteCacheLimit(t *testing.T) {
 	f := newServer(t, func(c *Config) { c.RemoteCache = 1_000_000 })
 	for i := range 8 {

@@ -23,6 +23,9 @@ const (
 	// maxUserFetches bounds the fetches that one user has caused and that are
 	// under way: a room full of pictures, not a crawl.
 	maxUserFetches = 24
+	// fetchesPerMinute bounds what one user causes in time, and all requests
+	// without a token together.
+	fetchesPerMinute = 300
 	// maxStrangerFetches is the same for all requests without a token together.
 	maxStrangerFetches = 8
 )
@@ -159,10 +162,15 @@ func (s *Service) beginFetch(uid uint32) bool {
 	if uid == 0 {
 		limit = maxStrangerFetches
 	}
-	if s.fetches[uid] >= limit {
+	if now := s.cfg.Clock.Now(); now.Sub(s.minute) >= time.Minute || now.Before(s.minute) {
+		s.minute = now
+		clear(s.caused)
+	}
+	if s.fetches[uid] >= limit || s.caused[uid] >= fetchesPerMinute {
 		return false
 	}
 	s.fetches[uid]++
+	s.caused[uid]++
 	return true
 }
 

@@ -95,6 +95,8 @@ type Service struct {
 	cached   int64              // bytes of copies of other servers' files
 	garbage  []key              // files that never came to be
 	fetches  map[uint32]int     // by user: fetches under way
+	caused   map[uint32]int     // by user: fetches of the minute
+	minute   time.Time          // when it began
 	pins     map[key]int        // files that requests use
 	full     chan struct{}      // wakes the maintenance to make room
 	buried   chan struct{}      // wakes it to remove the bytes of erased files
@@ -133,6 +135,7 @@ func New(cfg Config) (*Service, error) {
 		failures:   map[key]failure{},
 		pins:       map[key]int{},
 		fetches:    map[uint32]int{},
+		caused:     map[uint32]int{},
 		full:       make(chan struct{}, 1),
 		buried:     make(chan struct{}, 1),
 	}
