@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"parley/internal/await"
 	"parley/keys/pgp"
 	"parley/keys/vault"
 	"parley/storage"
@@ -357,8 +358,13 @@ func TestDamageIsFound(t *testing.T) {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Verify(t.Context(), dir, "", nil, nil); !errors.Is(err, ErrDamaged) {
-			t.Errorf("%s gone: %v", name, err)
+		for _, with := range []*pgp.Identities{nil, with} {
+			if _, err := Verify(t.Context(), dir, "", with, nil); !errors.Is(err, ErrDamaged) {
+				t.Errorf("%s gone: %v", name, err)
+			}
+		}
+		if _, err := restore(t, dir, ""); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s gone, restored: %v", name, err)
 		}
 		if err := os.WriteFile(path, whole, 0o600); err != nil {
 			t.Fatal(err)
@@ -506,9 +512,7 @@ func TestUnderLoad(t *testing.T) {
 			}
 		}
 	}()
-	for acked.Load() < 120 {
-		time.Sleep(time.Millisecond)
-	}
+	await.Until(t, "some writes", func() bool { return acked.Load() >= 120 })
 	before := int(acked.Load())
 	dir := t.TempDir()
 	s.backup(dir, false)

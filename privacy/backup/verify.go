@@ -24,15 +24,24 @@ func Verify(ctx context.Context, dir, id string, with *pgp.Identities, say Progr
 	if err != nil {
 		return nil, err
 	}
-	if with != nil {
-		return m, readAll(ctx, dir, m, packs, with, sink{}, say)
+	if err := checkErased(dir); err != nil {
+		return m, err
 	}
 	parts := []Part{*m.Rows}
 	for _, p := range packs {
-		parts = append(parts, *p.Files, *p.Index)
+		parts = append(parts, *p.Files)
 	}
-	if err := checkErased(dir); err != nil {
-		return m, err
+	if with != nil {
+		if err := readAll(ctx, dir, m, packs, with, sink{}, say); err != nil {
+			return m, err
+		}
+		parts = nil // readAll has compared their sums
+	}
+	for _, p := range packs {
+		if p.Index == nil {
+			return m, fmt.Errorf("%s.json names no index: %w", p.ID, ErrDamaged)
+		}
+		parts = append(parts, *p.Index)
 	}
 	return m, checkSums(ctx, dir, parts, say)
 }
