@@ -104,6 +104,47 @@ func TestCallAcrossServers(t *testing.T) {
 	}
 }
 
+// TestCallAccessList: a server that the room's access list shuts out is out of
+// the call within a second, and back in when it is let in again.
+func TestCallAccessList(t *testing.T) {
+	n := Linked(t, "a", "b")
+	alice, bob := n.As("@alice:a"), n.As("@bob:b")
+	alice.Create("r", public)
+	bob.Join("r", "a")
+	n.Settle()
+	for _, who := range []*Actor{alice, bob} {
+		who.In("r").Set("org.matrix.msc3401.call.member", fmt.Sprintf("_%s_D_m.call", who.ID()), `{"application":"m.call","device_id":"D"}`)
+	}
+	n.Settle()
+	a, alices := alice.call(t)
+	b, bobs := bob.call(t)
+	n.slowly("alice to hear bob", func() bool { return a.Heard(bobs) >= 20 })
+	n.slowly("bob to hear alice", func() bool { return b.Heard(alices) >= 20 })
+	alice.In("r").Set("m.room.server_acl", "", fmt.Sprintf(`{"allow":["*"],"deny":[%q],"allow_ip_literals":true}`, "b.test"))
+	start := n.Clock.Now()
+	n.slowly("bob to be gone", func() bool { return !a.Sees(bobs) })
+	if d := n.Clock.Now().Sub(start); d > time.Second {
+		t.Errorf("it took %s", d)
+	}
+	heard := a.Heard(bobs)
+	n.slowly("bob not to hear alice", func() bool {
+		before := b.Heard(alices)
+		until := time.Now().Add(200 * time.Millisecond) // ten packets
+		await.Until(t, "some time", func() bool { return time.Now().After(until) })
+		return b.Heard(alices) == before
+	})
+	if a.Heard(bobs) != heard {
+		t.Error("alice still hears bob")
+	}
+	alice.In("r").Set("m.room.server_acl", "", `{"allow":["*"],"allow_ip_literals":true}`)
+	n.Settle()
+	n.Clock.Advance(5 * time.Second) // servers are looked for so often
+	n.slowly("bob to be back", func() bool { return a.Heard(bobs) >= heard+20 })
+	a.Close()
+	b.Close()
+	n.Settle()
+}
+
 // TestCallTokensLeadHome: a client that connects once for each server of a call
 // gets its own server's address for all that are linked, and hears each
 // participant once; so does one whose first session is of before MSC4195.

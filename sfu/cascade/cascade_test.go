@@ -300,6 +300,7 @@ func (s *server) exported() uint64 {
 func TestRestart(t *testing.T) {
 	for _, victim := range []string{"a", "b"} {
 		t.Run(victim, func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			w := newWorld(t, "a", "b", "c")
 			clients := map[string]*client{}
 			for _, n := range []string{"a", "b", "c"} {

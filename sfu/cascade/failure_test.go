@@ -15,6 +15,7 @@ import (
 // TestCutShort: a link that is cut for two seconds carries on where it was;
 // nobody leaves.
 func TestCutShort(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "a", "b")
 	x := w.between("a", "b")
 	a, b := w.server("a").join("alice"), w.server("b").join("bob")
@@ -40,6 +41,7 @@ func TestCutShort(t *testing.T) {
 // TestCutLong: a link that is cut until both ends give up comes back by
 // itself, and so do the participants.
 func TestCutLong(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "a", "b", "c")
 	x := w.between("a", "b")
 	x.noTCP = true
@@ -66,6 +68,7 @@ func TestCutLong(t *testing.T) {
 
 // TestBlockedUDP: without UDP between servers, the link is made over TCP.
 func TestBlockedUDP(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "a", "b")
 	w.between("a", "b").dropUDP.Store(true)
 	a, b := w.server("a").join("alice"), w.server("b").join("bob")
@@ -83,6 +86,7 @@ func TestBlockedUDP(t *testing.T) {
 // TestLossyLink: what is lost between servers comes again from the server
 // before; the publisher isn't asked for keyframes.
 func TestLossyLink(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, "a", "b")
 	x := w.between("a", "b")
 	a, b := w.server("a").join("alice"), w.server("b").join("bob")

@@ -165,6 +165,9 @@ func (r *room) approach(name mxid.ServerName) {
 	s.spawn(func(ctx context.Context) {
 		users, err := s.cfg.Rooms.Standing(ctx, r.alias, name)
 		s.post(func() {
+			if err == nil && users == 0 {
+				s.remember(r.alias, name)
+			}
 			if err == nil && users > 0 && s.calls[r.alias] == r && len(r.locals) > 0 && r.peers[name] == nil && len(r.peers) < maxServers {
 				if p := s.peer(name); p != nil {
 					r.presence(p, users)
@@ -238,6 +241,7 @@ func (r *room) recheck() {
 				case err != nil || r.peers[name] != p:
 				case users == 0:
 					p.close()
+					r.s.remember(r.alias, name) // it may come back
 				default:
 					p.replica.most = users * usersFactor
 					p.reveal()
