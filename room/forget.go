@@ -67,9 +67,29 @@ func (h *hot) remembers(user mxid.UserID, uid intern.UID) bool {
 // dropMemory makes the room be read from the store again. It runs on the room's
 // goroutine.
 func (h *hot) dropMemory() {
-	h.snap.Store(nil)
+	h.dropSnapshot()
 	h.graph, h.age = nil, nil
 	h.setRing(0)
+}
+
+// dropSnapshot waits for who is loading one: it may be of before.
+func (h *hot) dropSnapshot() {
+	h.load.Lock()
+	defer h.load.Unlock()
+	h.snap.Store(nil)
+}
+
+// forgetRoom drops what is in memory of a room whose numbers will be given anew.
+func (s *Service) forgetRoom(rid intern.RID) {
+	s.cache.dropIf(func(ev *Event) bool { return ev.RID == rid })
+	s.nodes.Forget(uint32(rid))
+	s.sticky.dropRoom(rid)
+	s.mu.Lock()
+	h := s.hot[rid]
+	s.mu.Unlock()
+	if h != nil {
+		h.dropSnapshot()
+	}
 }
 
 func (c *eventCache) dropAuthor(user mxid.UserID, uid intern.UID) {

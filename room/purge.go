@@ -262,8 +262,8 @@ func (s *Service) purgeRows(ctx context.Context, rid intern.RID) error {
 	if err := s.cfg.Vault.Destroy(s.cfg.Vault.RoomKeys(uint32(rid))...); err != nil {
 		return fmt.Errorf("destroy keys: %w", err)
 	}
-	s.cache.dropIf(func(ev *Event) bool { return ev.RID == rid })
-	s.sticky.dropRoom(rid)
+	s.forgetRoom(rid)
+	defer s.forgetRoom(rid) // what readers have loaded meanwhile
 	for _, step := range []func(context.Context, intern.RID) error{s.purgeIDs, s.purgeMembers, s.purgeAliases} {
 		if err := step(ctx, rid); err != nil {
 			return err
