@@ -169,7 +169,8 @@ func (s *Service) tellEnd(answer map[string]any, k key, r *record) {
 
 // Expire erases the files of timers that are due; it is registered for the
 // classes timers.Media and timers.RemoteMedia. A file whose end has moved away
-// since (a copy that was used again) stays.
+// since (a copy that was used again) stays, and one that is a picture in use
+// begins anew.
 func (s *Service) Expire(ctx context.Context, due []timers.Timer) error {
 	var keys []key
 	for _, t := range due {
@@ -177,9 +178,19 @@ func (s *Service) Expire(ctx context.Context, due []timers.Timer) error {
 			keys = append(keys, key(t.Ref))
 		}
 	}
-	dying, err := s.bury(ctx, keys, s.over, func(tx *storage.Tx) error {
+	worn, err := s.worn(ctx, keys)
+	if err != nil {
+		return err
+	}
+	over := func(k key, r *record) bool { return s.over(k, r) && !worn[k] }
+	dying, err := s.bury(ctx, keys, over, func(tx *storage.Tx) error {
 		for _, t := range due {
 			t.Clear(tx)
+		}
+		for k := range worn {
+			if err := s.renew(tx, k); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -187,6 +198,58 @@ func (s *Service) Expire(ctx context.Context, due []timers.Timer) error {
 		return err
 	}
 	return s.finish(ctx, dying)
+}
+
+// worn are those of the files that policies would end, but that are pictures in
+// use.
+func (s *Service) worn(ctx context.Context, keys []key) (map[key]bool, error) {
+	worn := map[key]bool{}
+	for _, k := range keys {
+		row, err := s.cfg.KV.Get(ctx, k.row())
+		if errors.Is(err, storage.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		r, err := s.unseal(k, row)
+		if errors.Is(err, storage.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		used, err := s.isWorn(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		if used {
+			worn[k] = true
+		}
+	}
+	return worn, nil
+}
+
+func (s *Service) isWorn(ctx context.Context, r *record) (bool, error) {
+	if s.cfg.InUse == nil || !r.Local || !r.Ready || r.Asked != 0 {
+		return false, nil
+	}
+	return s.cfg.InUse(ctx, r.Owner, s.uri(r.ID))
+}
+
+// renew takes a file as if it had come today.
+func (s *Service) renew(tx *storage.Tx, k key) error {
+	rec, err := s.loadTx(tx, k)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil
+	}
+	if err != nil || !s.over(k, rec) {
+		return err
+	}
+	clearTimers(tx, k, rec)
+	rec.Born = lastDay(s.cfg.Clock.Now())
+	setTimers(tx, k, rec)
+	return s.put(tx, k, rec)
 }
 
 // Replan puts all files of a user under the plan that the user has now. It may

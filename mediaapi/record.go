@@ -142,15 +142,20 @@ func (s *Service) unseal(k key, row []byte) (*record, error) {
 	return r, nil
 }
 
-// load reads a record; storage.ErrNotFound, also when the file's time is over.
+// load reads a record; storage.ErrNotFound, also when the file's time is over
+// and it isn't a picture in use.
 func (s *Service) load(ctx context.Context, k key) (*record, error) {
 	row, err := s.cfg.KV.Get(ctx, k.row())
 	if err != nil {
 		return nil, err
 	}
 	rec, err := s.unseal(k, row)
-	if err == nil && s.over(k, rec) {
-		return nil, storage.ErrNotFound
+	if err != nil || !s.over(k, rec) {
+		return rec, err
+	}
+	worn, err := s.isWorn(ctx, rec)
+	if err == nil && !worn {
+		err = storage.ErrNotFound
 	}
 	return rec, err
 }

@@ -64,6 +64,10 @@ type Config struct {
 	// what is due to Expire.
 	Book  *timers.Book
 	Plans Plans // nil: there are none
+	// InUse reports whether a file is a picture that people are known by at
+	// present: the owner's, or that of a room that the owner is in. Policies
+	// don't end it while it is. nil: none is.
+	InUse func(ctx context.Context, owner uint32, uri string) (bool, error)
 
 	MaxUpload   int64 // bytes of a file; 0 = 100 MiB
 	UserQuota   int64 // bytes of a user's files; 0 = none

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"path/filepath"
 
@@ -25,7 +26,7 @@ func (n *Node) openMedia() error {
 	}
 	n.blobs = blobs
 	n.media, err = mediaapi.New(mediaapi.Config{ServerName: n.cfg.ServerName, KV: n.kv, Commit: n.commit, Vault: n.vault, Blobs: blobs,
-		Remote: n.client, Clock: n.clk, Log: n.log, Book: n.timers.Book(), Plans: mediaPlans{n}, MaxUpload: n.cfg.MediaMaxUpload,
+		Remote: n.client, Clock: n.clk, Log: n.log, Book: n.timers.Book(), Plans: mediaPlans{n}, InUse: n.pictureInUse, MaxUpload: n.cfg.MediaMaxUpload,
 		UserQuota: n.cfg.MediaUserQuota, RemoteCache: n.cfg.MediaRemoteCache, Legacy: n.cfg.MediaLegacy})
 	if err != nil {
 		return err
@@ -66,6 +67,27 @@ func (p mediaPlans) MediaPlan(ctx context.Context, uid uint32) (name string, quo
 		}
 	}
 	return name, quota, err
+}
+
+// pictureInUse reports whether a file is its owner's picture, or that of a room
+// that the owner is in.
+func (n *Node) pictureInUse(ctx context.Context, owner uint32, uri string) (bool, error) {
+	user, err := n.intern.UserID(ctx, intern.UID(owner))
+	if err != nil {
+		return false, err
+	}
+	profile, err := n.users.Profile(ctx, user)
+	if errors.Is(err, storage.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var picture string
+	if json.Unmarshal(profile["avatar_url"], &picture) == nil && picture == uri {
+		return true, nil
+	}
+	return n.rooms.IsPicture(ctx, user, uri)
 }
 
 // replanMedia puts the files of users with a new plan under it.
