@@ -87,8 +87,8 @@ type Config struct {
 	// same one after a restart, clients can come back. nil: they must ask for
 	// new tokens.
 	NoteKey []byte
-	Clock     clock.Clock
-	Log       *slog.Logger
+	Clock   clock.Clock
+	Log     *slog.Logger
 }
 
 // Service is the door to calls. Safe for concurrent use.
