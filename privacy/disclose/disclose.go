@@ -4,9 +4,9 @@
 //
 // The package that is handed out has the day on which the account was made, its
 // plan and the day on which it ends, the rooms, and the end-to-end encrypted
-// events that the user has sent, as ciphertext. What else is kept is counted, so
-// that nobody can claim that it was concealed. It is signed with the server's
-// signing key and encrypted with OpenPGP to the one who asked.
+// events that the user has sent, as ciphertext. It says what kinds of things are
+// not part of it, so that nobody can claim that they were concealed. It is signed
+// with the server's signing key and encrypted with OpenPGP to the one who asked.
 //
 // Each entry of the ledger has the hash of the one before, and a signature of
 // the server; whose account it was is sealed under that user's key, so that it

@@ -56,9 +56,10 @@ type Room struct {
 
 // statement says what isn't there. Its claims are those of the data map, which
 // tests hold.
-const statement = "This is what the server keeps on this account that an order can reach. It has no network addresses, user agents, " +
-	"times of login or of use, call records or contacts. The events are encrypted end to end; the server has no key to them. " +
-	"What people keep in their accounts for themselves, and unencrypted rooms, are listed by: parley privacy map."
+const statement = "This answer has what the server knows of the account itself: the day it was made, its plan, its rooms, and the " +
+	"events its owner sent that are encrypted end to end, to which the server has no key. The server keeps no network addresses, " +
+	"user agents, times of login or of use, or call records of anybody. Not in this answer: messages in rooms without encryption, " +
+	"files, and what people keep in their accounts for themselves, as far as there are any; parley privacy map lists these kinds."
 
 // Disclose writes what an order can get to o.Out, records it, and tells the
 // user, unless o.Gag keeps that for later. It returns the entry.
