@@ -12,7 +12,7 @@ import { bundle, launch, packageFolder, serve } from "./lib/browser.js";
 import { Caller } from "./lib/caller.js";
 import { tokenService } from "./lib/service.js";
 
-let place, browser, pages, foreign;
+let place, browser, slow, pages, foreign;
 const modes = ["compatibility", "matrix_2_0"];
 
 before(async () => {
@@ -20,6 +20,7 @@ before(async () => {
     // With a LiveKit server, all calls are held there: it proves these tests.
     if (livekit()) foreign = await tokenService(livekit());
     browser = await launch({ fps: 6 });
+    slow = await launch({ fps: 3 });
     const element = path.join(packageFolder("@element-hq/element-call-embedded"), "dist");
     const config = JSON.parse(await fs.readFile(path.join(element, "config.json")));
     const files = {
@@ -41,13 +42,14 @@ before(async () => {
 
 after(async () => {
     await browser?.close();
+    await slow?.close();
     await pages?.close();
     await foreign?.close();
     await place?.stop();
 }, { timeout: 60_000 });
 
 /** Users of the server with a page each, joined in a new encrypted room. */
-async function gather(names) {
+async function gather(names, small) {
     const users = [];
     for (const name of names) users.push(await login(place.server, await register(place.server, name.toLowerCase())));
     const [first, ...others] = users;
@@ -63,7 +65,7 @@ async function gather(names) {
         await call(place.server, "POST", `/_matrix/client/v3/join/${encodeURIComponent(room_id)}`, { token: u.access_token, body: {} });
     }
     const people = [];
-    for (const [i, u] of users.entries()) people.push(await Caller.open(browser, pages.url, names[i], place.server, u, room_id, { foreign }));
+    for (const [i, u] of users.entries()) people.push(await Caller.open(small ? slow : browser, pages.url, names[i], place.server, u, room_id, { foreign, viewport: small ? { width: 480, height: 360 } : undefined }));
     return people;
 }
 
@@ -71,7 +73,7 @@ function scenario(name, names, mode, body) {
     test(name, { timeout: 420_000 }, async (t) => {
         let people = [];
         try {
-            people = await gather(names);
+            people = await gather(names, mode.startsWith("small/"));
             await body(people, mode);
         } catch (e) {
             for (const p of people) t.diagnostic(await p.diagnosis());

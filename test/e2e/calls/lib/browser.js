@@ -38,6 +38,7 @@ export async function launch({ fps = 10 } = {}) {
             "--disable-background-timer-throttling",
             "--disable-backgrounding-occluded-windows",
             "--disable-renderer-backgrounding",
+            "--force-prefers-reduced-motion",
             "--disable-features=WebRtcHideLocalIpsWithMdns,CalculateNativeWinOcclusion",
         ],
     });
