@@ -78,7 +78,7 @@ func run(ctx context.Context) error {
 	if err := ca.Issue(s.data, s.name); err != nil {
 		return err
 	}
-	node.SpareMemory()
+	node.TuneRuntime()
 	n, err := node.New(ctx, node.Options{Config: c, LogTo: os.Stderr})
 	if err != nil {
 		return err

@@ -43,7 +43,7 @@ func runServe(ctx context.Context, a *args) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	node.SpareMemory()
+	node.TuneRuntime()
 	n, err := node.New(ctx, node.Options{Config: c, LogTo: a.stderr})
 	if err != nil {
 		return err
