@@ -15,7 +15,7 @@ import (
 type Work func(ctx context.Context, request json.RawMessage, say func(what string, done, total int64)) (any, error)
 
 // workPath begins the paths of works on the control socket.
-const workPath = "/work/"
+const workPath = "/jobs/"
 
 // maxWorkLine bounds a line of an answer.
 const maxWorkLine = 16 << 20

@@ -114,7 +114,7 @@ func (a *API) outOfReach(ctx context.Context, u mxid.UserID) (any, error) {
 	return map[string]any{
 		"here":          "Everything is gone: your keys are destroyed.",
 		"asked_servers": sortedKeys(asked), "unasked_servers": sortedKeys(notAsked), "unasked_rooms": left,
-		"elsewhere": "Other servers, and the devices of people you wrote to, keep their own copies. The servers in asked_servers are asked to redact what you sent; whether they do is up to them. In rooms that you had left before, nobody can be asked.",
+		"elsewhere": "Other servers, and the devices of people you wrote to, keep their own copies. Servers that are in your rooms are asked to redact what you sent; whether they do is up to them. In rooms that you had left before, nobody can be asked.",
 	}, nil
 }
 

@@ -9,7 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
+
+	"parley/internal/await"
 )
 
 // told collects what a running server prints, and waits for texts in it.
@@ -26,17 +27,11 @@ func (w *told) Write(p []byte) (int, error) {
 
 func (w *told) wait(t *testing.T, text string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	await.Until(t, "print "+text, func() bool {
 		w.mu.Lock()
-		all := w.buf.String()
-		w.mu.Unlock()
-		if strings.Contains(all, text) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("never printed %q, but:\n%s", text, all)
-		}
-	}
+		defer w.mu.Unlock()
+		return strings.Contains(w.buf.String(), text)
+	})
 }
 
 // Row CO12. Row OS14. Quickstart says what is kept for how long; SIGHUP takes a
