@@ -1,13 +1,11 @@
 package room
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,36 +14,16 @@ import (
 	"parley/keys/vault"
 	"parley/storage"
 	"parley/storage/leveldb"
+	"parley/storage/storagetest"
 )
 
-// paperKV remembers every row that was ever written, as files of the database
-// and their copies do, and stops writing for good when it is told.
-type paperKV struct {
-	storage.KV
-	mu   sync.Mutex
-	ever []storage.Pair
-	left int // commits until it stops; negative: never
-}
-
-func (p *paperKV) Commit(ctx context.Context, b *storage.Batch) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.left == 0 {
-		return fmt.Errorf("injected: %w", storage.ErrUnavailable)
-	}
-	p.left--
-	for _, row := range b.Puts {
-		p.ever = append(p.ever, storage.Pair{Key: bytes.Clone(row.Key), Value: bytes.Clone(row.Value)})
-	}
-	return p.KV.Commit(ctx, b)
-}
+// paperKV is a store that forgets nothing, and knows what can be read of it.
+type paperKV struct{ storagetest.Paper }
 
 // readable is all that the keys which are left open of the rows ever written.
 func (p *paperKV) readable(s *Service) (text string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	var out strings.Builder
-	for _, row := range p.ever {
+	p.Each(func(row storage.Pair) {
 		out.Write(row.Key)
 		out.Write(row.Value)
 		if string(row.Key[:2]) == "ej" {
@@ -53,14 +31,14 @@ func (p *paperKV) readable(s *Service) (text string) {
 				out.WriteString(b.txn)
 				out.Write(b.json)
 			}
-			continue
+			return
 		}
 		for at := range min(len(row.Value), 10) {
 			if plain, err := s.cfg.Vault.Unseal(row.Key, row.Value[at:]); err == nil {
 				out.Write(plain)
 			}
 		}
-	}
+	})
 	return out.String()
 }
 
@@ -71,7 +49,7 @@ func newPaperRig(t *testing.T) (*rig, *paperKV) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &paperKV{KV: kv, left: -1}
+	p := &paperKV{storagetest.Paper{KV: kv}}
 	r := &rig{t: t, kv: p, ctx: context.Background()}
 	r.open(vault.OpenMemorySeed("a"), clock.Real{})
 	t.Cleanup(func() {
@@ -85,17 +63,9 @@ func newPaperRig(t *testing.T) (*rig, *paperKV) {
 func (r *rig) restart(p *paperKV) {
 	r.t.Helper()
 	r.close()
-	p.mu.Lock()
-	p.left = -1
-	p.mu.Unlock()
+	p.StopAfter(-1)
 	r.open(r.s.cfg.Vault, r.s.cfg.Clock)
 	r.ok(r.s.Start())
-}
-
-func (p *paperKV) stopAfter(commits int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.left = commits
 }
 
 func (r *rig) wantReadable(p *paperKV, want bool, canaries ...string) {
@@ -120,7 +90,7 @@ func TestRedactedContentIsGoneForGood(t *testing.T) {
 		r.say(room, alice, "canary after")
 		r.ok(r.state(room, alice, typeTopic, "", `{"topic":"canary topic"}`))
 		r.wantReadable(p, true, "canary before", "canary secret", "canary after")
-		p.stopAfter(step)
+		p.StopAfter(step)
 		_, err := r.s.Send(r.ctx, SendParams{Room: room, Sender: alice, Type: typeRedaction, Redacts: id, TxnKey: "t"})
 		if step < 0 {
 			r.ok(err)
@@ -295,7 +265,7 @@ func TestEmptyRoomsArePurged(t *testing.T) {
 		fake.Advance(3 * time.Hour)
 		r.wantReadable(p, true, "canary room name", "canary text", "canaryalias")
 		rid := r.rid(room)
-		p.stopAfter(step)
+		p.StopAfter(step)
 		err := r.s.PurgeEmpty(r.ctx)
 		if step < 0 {
 			r.ok(err)

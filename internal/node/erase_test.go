@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"parley/admin"
@@ -19,42 +18,16 @@ import (
 	"parley/room"
 	"parley/storage"
 	"parley/storage/leveldb"
+	"parley/storage/storagetest"
 )
 
-// paperKV remembers every row that was ever written, as the files of the
-// database and their copies do. It stops writing for good when it is told.
-type paperKV struct {
-	storage.KV
-	mu   sync.Mutex
-	ever []storage.Pair
-	left int // commits until it stops; negative: never
-}
-
-func (p *paperKV) Commit(ctx context.Context, b *storage.Batch) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.left == 0 {
-		return storage.ErrUnavailable
-	}
-	p.left--
-	for _, row := range b.Puts {
-		p.ever = append(p.ever, storage.Pair{Key: bytes.Clone(row.Key), Value: bytes.Clone(row.Value)})
-	}
-	return p.KV.Commit(ctx, b)
-}
-
-func (p *paperKV) stopAfter(commits int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.left = commits
-}
+// paperKV is a store that forgets nothing, and knows what can be read of it.
+type paperKV struct{ storagetest.Paper }
 
 // readable is what the keys of a vault open of all that was ever written.
 func (p *paperKV) readable(v *vault.Vault) []byte {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	var out bytes.Buffer
-	for _, row := range p.ever {
+	p.Each(func(row storage.Pair) {
 		out.Write(row.Key)
 		out.Write(row.Value)
 		if string(row.Key[:2]) == "ej" {
@@ -67,7 +40,7 @@ func (p *paperKV) readable(v *vault.Vault) []byte {
 				out.Write(plain)
 			}
 		}
-	}
+	})
 	return out.Bytes()
 }
 
@@ -96,8 +69,8 @@ func paperServer(t *testing.T, dir string, p *paperKV) *server {
 // leaves. The server writes nothing while that is done.
 func (p *paperKV) kill(t *testing.T, from string) string {
 	t.Helper()
-	p.stopAfter(0)
-	defer p.stopAfter(-1)
+	p.StopAfter(0)
+	defer p.StopAfter(-1)
 	to := t.TempDir()
 	if err := os.Remove(filepath.Join(from, "control.sock")); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
@@ -146,7 +119,7 @@ func (c canaries) erase(t *testing.T, s *server) int {
 // a kill right then changes nothing, and a restart finishes the rest.
 func TestErasedAccountIsGoneAtTheAnswer(t *testing.T) {
 	dir := t.TempDir()
-	p := &paperKV{left: -1}
+	p := &paperKV{}
 	s := paperServer(t, dir, p)
 	planted := live(t, s)
 	gone := planted.gone()
@@ -229,10 +202,10 @@ func TestErasureSurvivesKills(t *testing.T) {
 	answered := 0
 	for step := 1; step < 40; step += 3 {
 		dir := t.TempDir()
-		p := &paperKV{left: -1}
+		p := &paperKV{}
 		s := paperServer(t, dir, p)
 		planted := live(t, s)
-		p.stopAfter(step)
+		p.StopAfter(step)
 		code := planted.erase(t, s)
 		killed := p.kill(t, dir)
 		if err := s.Close(context.Background()); err != nil {
@@ -256,7 +229,7 @@ func TestErasureSurvivesKills(t *testing.T) {
 // back: the ledger of erasures is applied to it.
 func TestErasuresOutliveRestoredData(t *testing.T) {
 	dir := t.TempDir()
-	p := &paperKV{left: -1}
+	p := &paperKV{}
 	s := paperServer(t, dir, p)
 	planted := live(t, s)
 	older := p.kill(t, dir)
@@ -294,7 +267,7 @@ func TestErasuresOutliveRestoredData(t *testing.T) {
 // running server, as if its owner had done it.
 func TestOperatorErases(t *testing.T) {
 	dir := t.TempDir()
-	p := &paperKV{left: -1}
+	p := &paperKV{}
 	s := paperServer(t, dir, p)
 	planted := live(t, s)
 	c, err := admin.Dial(filepath.Join(dir, "control.sock"))
