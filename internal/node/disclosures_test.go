@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +15,6 @@ import (
 
 	"parley/internal/await"
 	"parley/internal/clock"
-	"parley/internal/config"
 	"parley/internal/node"
 	"parley/keys/pgp"
 	"parley/privacy/disclose"
@@ -26,22 +24,7 @@ import (
 // startAt starts a server whose time stands still.
 func startAt(t *testing.T, dir string, clk clock.Clock) *server {
 	t.Helper()
-	c, err := config.Parse(`server_name = "canary.example"`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.DataDir, c.ListenClient, c.ListenHTTPS, c.ListenMetrics = dir, "127.0.0.1:0", "", ""
-	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
-	c.RegistrationOpen, c.PasswordMemory, c.RateLimits, c.LogLevel = true, 64<<10, false, "debug"
-	s := &server{dir: dir, log: &lockedBuffer{}}
-	if s.Node, err = node.New(t.Context(), node.Options{Config: c, LogTo: s.log, Clock: clk}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	s.http = s.Listeners()[0].URL
-	return s
+	return startServerWith(t, dir, func(o *node.Options) { o.Clock = clk })
 }
 
 func stop(t *testing.T, s *server) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"parley/internal/node"
 	"parley/storage"
 	"parley/storage/disk/simdisk"
 	"parley/storage/leveldb"
@@ -65,7 +66,9 @@ func TestAFailingDisk(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := simdisk.New(1)
-			s := startServerWith(t, t.TempDir(), func() (storage.KV, error) { return leveldb.Open("store", leveldb.Options{FS: d}) })
+			s := startServerWith(t, t.TempDir(), func(o *node.Options) {
+				o.OpenStore = func() (storage.KV, error) { return leveldb.Open("store", leveldb.Options{FS: d}) }
+			})
 			defer func() { _ = s.Close(t.Context()) }()
 			p := &person{t: t, s: s, http: http.DefaultClient}
 			var reg struct {

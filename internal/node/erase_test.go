@@ -58,10 +58,12 @@ func found(text []byte, canaries map[string]string) (what []string) {
 // paperServer starts a server on a store that forgets nothing.
 func paperServer(t *testing.T, dir string, p *paperKV) *server {
 	t.Helper()
-	return startServerWith(t, dir, func() (storage.KV, error) {
-		kv, err := leveldb.Open(filepath.Join(dir, "store"), leveldb.Options{})
-		p.KV = kv
-		return p, err
+	return startServerWith(t, dir, func(o *node.Options) {
+		o.OpenStore = func() (storage.KV, error) {
+			kv, err := leveldb.Open(filepath.Join(dir, "store"), leveldb.Options{})
+			p.KV = kv
+			return p, err
+		}
 	})
 }
 

@@ -11,7 +11,6 @@ import (
 
 	"parley/internal/config"
 	"parley/internal/node"
-	"parley/storage"
 )
 
 // lockedBuffer collects the log.
@@ -44,7 +43,8 @@ func startServer(t *testing.T, dir string) *server {
 	return startServerWith(t, dir, nil)
 }
 
-func startServerWith(t *testing.T, dir string, open func() (storage.KV, error)) *server {
+// startServerWith starts a server after its options were changed.
+func startServerWith(t *testing.T, dir string, change func(*node.Options)) *server {
 	t.Helper()
 	c, err := config.Parse(`server_name = "canary.example"`)
 	if err != nil {
@@ -54,7 +54,11 @@ func startServerWith(t *testing.T, dir string, open func() (storage.KV, error)) 
 	c.CallsUDP = netip.MustParseAddrPort("127.0.0.1:0")
 	c.RegistrationOpen, c.PasswordMemory, c.RateLimits, c.LogLevel = true, 64<<10, false, "debug"
 	s := &server{dir: dir, log: &lockedBuffer{}}
-	if s.Node, err = node.New(t.Context(), node.Options{Config: c, LogTo: s.log, OpenStore: open}); err != nil {
+	o := node.Options{Config: c, LogTo: s.log}
+	if change != nil {
+		change(&o)
+	}
+	if s.Node, err = node.New(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Start(); err != nil {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +15,6 @@ import (
 
 	"parley/admin"
 	"parley/internal/await"
-	"parley/internal/config"
 	"parley/internal/mxid"
 	"parley/internal/node"
 )
@@ -24,26 +22,7 @@ import (
 // startWithMedia starts a server with files where s3 says, or in a folder.
 func startWithMedia(t *testing.T, dir, s3 string) *server {
 	t.Helper()
-	c, err := config.Parse(`server_name = "files.example"`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.DataDir, c.ListenClient, c.ListenHTTPS, c.ListenMetrics = dir, "127.0.0.1:0", "", ""
-	c.CallsUDP, c.MediaS3 = netip.AddrPort{}, s3
-	c.RegistrationOpen, c.PasswordMemory, c.RateLimits, c.LogLevel = true, 64<<10, false, "debug"
-	s := &server{dir: dir, log: &lockedBuffer{}}
-	if s.Node, err = node.New(t.Context(), node.Options{Config: c, LogTo: s.log}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range s.Listeners() {
-		if l.Purpose == "http" {
-			s.http = l.URL
-		}
-	}
-	return s
+	return startServerWith(t, dir, func(o *node.Options) { o.Config.MediaS3 = s3 })
 }
 
 func signUp(t *testing.T, s *server, name string) *person {
@@ -121,7 +100,7 @@ func TestOrdersAboutFiles(t *testing.T) {
 	order(admin.MediaOrder{Do: admin.MediaQuarantine, Room: mxid.RoomID(room.ID)}, 2, 404, 404, 200)
 	order(admin.MediaOrder{Do: admin.MediaRelease, URIs: []string{avatar, other}}, 1, 404, 200, 200)
 	order(admin.MediaOrder{Do: admin.MediaQuarantine, User: "alice"}, 2, 404, 404, 404)
-	order(admin.MediaOrder{Do: admin.MediaRelease, User: "@alice:files.example"}, 3, 200, 200, 200)
+	order(admin.MediaOrder{Do: admin.MediaRelease, User: "@alice:canary.example"}, 3, 200, 200, 200)
 	order(admin.MediaOrder{Do: admin.MediaDelete, URIs: []string{other}}, 1, 200, 200, 404)
 	order(admin.MediaOrder{Do: admin.MediaDelete, User: "alice"}, 2, 404, 404, 404)
 	for _, bad := range []admin.MediaOrder{{}, {Do: "read", User: "alice"}, {Do: admin.MediaDelete}, {Do: admin.MediaDelete, User: "nobody"}, {Do: admin.MediaDelete, Room: "!x:y"},

@@ -179,7 +179,7 @@ func TestBackupOfS3(t *testing.T) {
 	uri := alice.upload(content)
 	with := backupOf(t, s, backups)
 	stop(t, s)
-	c, err := config.Parse(`server_name = "files.example"`)
+	c, err := config.Parse(`server_name = "canary.example"`)
 	if err != nil {
 		t.Fatal(err)
 	}
